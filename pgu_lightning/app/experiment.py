@@ -1,0 +1,232 @@
+"""One run, stage by stage: prepare, train, forget, refer, evaluate, report."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from pgu_lightning import distributed
+from pgu_lightning.app.cache import Cache
+from pgu_lightning.app.gallery import gallery
+from pgu_lightning.callback import PGUCallback, retain_path
+from pgu_lightning.data import ImageData
+from pgu_lightning.evaluation import Scores, loss_histograms, model_metrics
+from pgu_lightning.files import atomic_write, digest
+from pgu_lightning.methods import Job, Method, train
+from pgu_lightning.models import Classifier
+from pgu_lightning.passes import score
+from pgu_lightning.records import MethodRecord, Report, RequestRecord, average_gap
+from pgu_lightning.report import define_metrics, log_report, print_report, write_html
+from pgu_lightning.requests import ForgetRequest, Split
+from pgu_lightning.unlearning_fit import environment, over
+
+Scored = Mapping[str, tuple[Scores, Tensor]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is about: the data, the request that splits it, and how models are made and trained.
+
+    Attributes:
+        config: The resolved configuration.
+        data: Set up.
+        request: What shall be forgotten.
+        split: The training data in two parts.
+        loggers: Lightning loggers, for the stage that forgets.
+        output: Folder of the run.
+    """
+
+    config: DictConfig
+    data: ImageData
+    request: ForgetRequest
+    split: Split
+    loggers: tuple[Logger, ...]
+    output: Path
+
+    def untrained(self) -> Classifier:
+        """A model of the recipe, before training."""
+        model: Classifier = instantiate(self.config.model, network={"shape": list(self.data.shape), "num_classes": self.data.num_classes})
+        return model
+
+    def trainer(self, **arguments: Any) -> L.Trainer:
+        """A Trainer as configured, with these arguments too."""
+        trainer: L.Trainer = instantiate(self.config.trainer, **arguments)
+        return trainer
+
+    def load(self, name: str | Path) -> Classifier:
+        """A trained model from a file of the run."""
+        model = self.untrained()
+        model.load_state_dict(torch.load(self.output / name, map_location="cpu", weights_only=True)["state_dict"])
+        return model
+
+    def key(self, seed: int, positions: Tensor | None) -> dict[str, Any]:
+        """All that determines a trained model."""
+        recipe = inspect.getmodule(type(self.untrained().network))
+        sources = [inspect.getsource(module) for module in (recipe, inspect.getmodule(Classifier)) if module is not None]
+        return {
+            "data": self.data.digest(),
+            "batch_size": self.data.batch_size,
+            "samples": None if positions is None else digest([positions.numpy().tobytes()]),
+            "model": OmegaConf.to_container(self.config.model),
+            "trainer": OmegaConf.to_container(self.config.trainer),
+            "seed": seed,
+            "source": digest(sources),
+            "versions": [version("torch"), version("lightning"), version("pgu-lightning")],
+        }
+
+
+def run(config: DictConfig, output: Path) -> Report:
+    """The whole experiment.
+
+    Args:
+        config: As composed by Hydra.
+        output: Folder for the files of the run.
+
+    Returns:
+        What ``report.json`` holds.
+    """
+    task, cache = prepare(config, output), Cache(Path(config.cache))
+    seconds = train_original(task, cache)
+    report = forget(task)
+    models = {"original": task.load("original.ckpt"), "unlearned": task.load("unlearned.ckpt")}
+    if config.reference:
+        models["retrained"], seconds["retrain"] = train_reference(task, cache, config.seed + 10_000)
+    if config.floor:
+        models["retrained again"], _ = train_reference(task, cache, config.seed + 20_000)
+    scored = {name: evaluate(task, name, model) for name, model in models.items()}
+    return publish(task, scored, report.replace(seconds={**seconds, **report.seconds}))
+
+
+def prepare(config: DictConfig, output: Path) -> Task:
+    """Load the data and split it; whatever is wrong with the request is refused here, before any work."""
+    L.seed_everything(config.seed, verbose=False)
+    data: ImageData = instantiate(config.data)
+    data.setup()
+    made = instantiate(config.forget)
+    request: ForgetRequest = made if isinstance(made, ForgetRequest) else made(data)
+    split = request.split(data.train)
+    atomic_write(output / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
+    return Task(config, data, request, split, tuple(instantiate(config.logger).values()), output)
+
+
+def train_original(task: Task, cache: Cache) -> dict[str, float]:
+    """Train the model that shall forget and collect its retain space, once, and copy both into the run's folder.
+
+    Returns:
+        Seconds of training and collecting.
+    """
+
+    def make(folder: Path) -> dict[str, float]:
+        L.seed_everything(task.config.seed, verbose=False)
+        module, callback = task.untrained(), PGUCallback()
+        started = time.perf_counter()
+        trainer = task.trainer(max_epochs=module.epochs, callbacks=[callback], logger=False)
+        trainer.fit(module, datamodule=task.data)
+        seconds = time.perf_counter() - started
+        trainer.save_checkpoint(folder / "model.ckpt")
+        return {"train": seconds - callback.seconds["collect"], **callback.seconds}
+
+    folder, seconds = cache.folder("original", task.key(task.config.seed, None), make)
+    for source, name in ((folder / "model.ckpt", "original.ckpt"), (retain_path(folder / "model.ckpt"), "retain.safetensors")):
+        atomic_write(task.output / name, partial(shutil.copyfile, source))
+    return seconds
+
+
+def forget(task: Task) -> Report:
+    """Let the method make the model forget, and save the result as ``unlearned.ckpt``."""
+    config = task.config
+    L.seed_everything(config.seed, verbose=False)
+    for logger in task.loggers:
+        if isinstance(logger, WandbLogger) and distributed.rank() == 0:
+            define_metrics(logger.experiment)
+            logger.experiment.config.update(OmegaConf.to_container(config, resolve=True))
+    method: Method = instantiate(config.method)
+    job = Job(
+        module=task.load("original.ckpt"),
+        untrained=task.untrained,
+        data=task.data,
+        request=task.request,
+        split=task.split,
+        retain_space=task.output / "retain.safetensors",
+        trainer=task.trainer,
+        epochs=task.untrained().epochs,
+        seed=config.seed,
+        loggers=task.loggers,
+    )
+    started = time.perf_counter()
+    module, report = method.unlearn(job)
+    seconds = {"unlearn": time.perf_counter() - started}
+    state = {"state_dict": module.state_dict(), "pytorch-lightning_version": L.__version__}
+    atomic_write(task.output / "unlearned.ckpt", lambda path: torch.save(state, path))
+    if report is None:
+        request = RequestRecord(task.split.kind, len(task.split.forget), task.split.digest, task.split.classes)
+        record = MethodRecord(method.name, method.uses_retain_data)
+        report = Report(request, record, {}, seconds=seconds, environment=environment(module.device, distributed.world()))
+    return report
+
+
+def train_reference(task: Task, cache: Cache, seed: int) -> tuple[Classifier, float]:
+    """A model of the same recipe that never saw the forget set, trained once, and the seconds that took."""
+
+    def make(folder: Path) -> dict[str, float]:
+        L.seed_everything(seed, verbose=False)
+        module = task.untrained()
+        trainer = task.trainer(max_epochs=module.epochs, logger=False)
+        started = time.perf_counter()
+        train(module, task.split.retain, task.data, trainer)
+        seconds = time.perf_counter() - started
+        trainer.save_checkpoint(folder / "model.ckpt")
+        return {"retrain": seconds}
+
+    folder, seconds = cache.folder("reference", task.key(seed, task.split.retain.positions), make)
+    return task.load(folder / "model.ckpt"), seconds["retrain"]
+
+
+def evaluate(task: Task, name: str, model: Classifier) -> Scored:
+    """Scores and probabilities of one model on the forget set, the retained data and the test data."""
+    model.to(task.trainer(logger=False).strategy.root_device)
+    like = task.data.test_dataloader()
+    sets = {"forget": task.split.forget, "retain": task.split.retain, "test": task.data.test}
+    return {part: score(model, over(dataset, like), description=f"Scoring {name}: {part}") for part, dataset in sets.items()}
+
+
+def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
+    """Put the figures of all models together; write ``report.json``, and from it the table, ``report.html`` and what wandb shows."""
+    scores = {name: {part: found[0] for part, found in parts.items()} for name, parts in scored.items()}
+    metrics = {name: model_metrics(parts["forget"], parts["retain"], parts["test"], task.split.classes) for name, parts in scores.items()}
+    again = metrics.pop("retrained again", None)
+    shown = [name for name in scores if name in metrics]
+    report = report.replace(
+        models=metrics,
+        average_gap=average_gap(metrics["unlearned"], metrics["retrained"]) if "retrained" in metrics else None,
+        floor=average_gap(metrics["retrained"], again) if again and "retrained" in metrics else None,
+        histograms=loss_histograms({name: {part: scores[name][part] for part in ("forget", "test")} for name in shown}),
+        examples=gallery(task.split, {name: scored[name]["forget"][1] for name in shown}, task.config.examples),
+        class_names=task.data.class_names,
+        config=OmegaConf.to_container(task.config, resolve=True),
+        seed=task.config.seed,
+    )
+    if distributed.rank() == 0:
+        report.save(task.output / "report.json")
+        write_html(report, task.output / "report.html")
+        print_report(report)
+        for logger in task.loggers:
+            if isinstance(logger, WandbLogger):
+                log_report(logger.experiment, report, task.output / "report.html")
+                logger.experiment.finish()
+        print(f"{task.output / 'report.html'}")
+    return report

@@ -1,0 +1,21 @@
+"""The command ``pgu-lightning``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from pgu_lightning.app.experiment import run
+
+
+@hydra.main(version_base="1.3", config_path="pkg://pgu_lightning.conf", config_name="config")
+def main(config: DictConfig) -> float | None:
+    """Train, collect, forget, compare, report; returns the average gap to the retrained model, where there is one."""
+    # Lightning announces accelerators and products at INFO; what matters of a run is in the table and the report.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return run(config, Path(HydraConfig.get().runtime.output_dir)).average_gap

@@ -1,0 +1,55 @@
+"""Projected-gradient unlearning: the callback in a fit of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import lightning as L
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR
+
+from pgu_lightning.callback import PGUCallback
+from pgu_lightning.methods.base import Job
+from pgu_lightning.records import MethodRecord, Report
+from pgu_lightning.unlearner import Settings
+
+
+class PGU:
+    """Hoang et al., "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference with Gradient Projection", WACV 2024.
+
+    Args:
+        name: As in the report.
+        settings: The algorithm.
+        epochs: At most so many passes over the forget set.
+    """
+
+    uses_retain_data = False
+
+    def __init__(self, name: str, settings: Settings, epochs: int) -> None:
+        self.name, self._settings, self._epochs = name, settings, epochs
+
+    def unlearn(self, job: Job) -> tuple[L.LightningModule, Report | None]:
+        """Run one fit with the callback on the data module; only the forget and the validation samples of it are read."""
+        callback = PGUCallback(job.request, retain_space=job.retain_space, settings=self._settings)
+        trainer = job.trainer(max_epochs=self._epochs, callbacks=[callback], logger=list(job.loggers))
+        trainer.fit(job.module, datamodule=job.data)
+        assert callback.report is not None
+        settings = {**callback.report.method.settings, "epochs": self._epochs}
+        method = MethodRecord(self.name, self.uses_retain_data, settings)
+        return job.module, dataclasses.replace(callback.report, method=method)
+
+
+def exponential_decay(optimizer: Optimizer, end: float, epochs: int) -> ExponentialLR:
+    """A schedule from the optimizer's learning rate to ``end`` over ``epochs``.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05)
+        >>> schedule = exponential_decay(optimizer, end=0.01, epochs=100)
+        >>> for _ in range(100):
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> round(schedule.get_last_lr()[0], 6)
+        0.01
+    """
+    return ExponentialLR(optimizer, (end / optimizer.param_groups[0]["lr"]) ** (1 / epochs))

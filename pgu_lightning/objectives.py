@@ -1,0 +1,189 @@
+"""What is minimised on the forget set, and the anchor that is minimised beside it.
+
+Each objective is a mean over the rows of a batch, computed in float32. ``margin`` is z_y - logsumexp of the other logits = log p_y / (1 -
+p_y).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from pgu_lightning import distributed
+from pgu_lightning.evaluation.membership import auc_standard_error, mia_auc
+from pgu_lightning.evaluation.scores import Scores, margin
+
+
+class Objective(Protocol):
+    """A forget loss. ``_target_`` in a config may name any class with these three methods."""
+
+    def prepare(self, validation: Scores | None) -> None:
+        """Look at the original model's scores on validation data, once, before the first step.
+
+        Raises:
+            ValueError: If the objective needs validation data and has none.
+        """
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean loss over a batch of the forget set; logits (rows, classes), target (rows,)."""
+
+    def refine(self, forget: Scores, validation: Scores | None) -> bool:
+        """Asked when the stop rule is met: set a further goal and return True, or return False.
+
+        Args:
+            forget: The forget set under the present model.
+            validation: Validation samples of the same kind (for a class request: of the class).
+        """
+
+
+class _Fixed:
+    def prepare(self, validation: Scores | None) -> None:
+        """Nothing to look at."""
+
+    def refine(self, forget: Scores, validation: Scores | None) -> bool:
+        """No further goal."""
+        return False
+
+
+@dataclass
+class Published(_Fixed):
+    """mean[-log(1 - p_y + offset)] - entropy_weight * mean[H(p)], for classes and samples (Hoang et al., WACV 2024, eq. 9 and 10).
+
+    Its gradient vanishes where p_y is near 1: on a saturated model forgetting takes long to begin.
+
+    Attributes:
+        offset: Keeps the logarithm finite.
+        entropy_weight: Weight of the entropy, which is maximised.
+    """
+
+    offset: float = 0.05
+    entropy_weight: float = 0.2
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean loss over a batch."""
+        return _unlikely(logits, target, self.offset) - self.entropy_weight * _entropy(logits.float()).mean()
+
+
+@dataclass
+class Depoison(_Fixed):
+    """mean[-log(1 - p_y + offset)] + entropy_weight * mean[H(softmax over the classes other than y)], y the wrong label (ibid., eq. 12).
+
+    Attributes:
+        offset: Keeps the logarithm finite.
+        entropy_weight: Weight of the entropy, which is minimised: the model shall decide for one other class.
+    """
+
+    offset: float = 0.1
+    entropy_weight: float = 0.2
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean loss over a batch."""
+        others = torch.ones_like(logits, dtype=torch.bool).scatter(1, target[:, None], False)
+        rest = logits.float()[others].view(len(logits), -1)
+        return _unlikely(logits, target, self.offset) + self.entropy_weight * _entropy(rest).mean()
+
+
+def _unlikely(logits: Tensor, target: Tensor, offset: float) -> Tensor:
+    chosen = logits.float().softmax(1).gather(1, target[:, None])[:, 0]
+    return -(1 - chosen + offset).log().mean()
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+@dataclass
+class Margin:
+    """mean softplus(margin - threshold), for classes and poison: the gradient does not vanish where p_y is near 1.
+
+    When all is forgotten and members can still be told from validation samples of the class, the threshold goes down.
+
+    Attributes:
+        threshold: Margin below which a sample counts as forgotten.
+        push: How far the threshold goes down at a time.
+        lowest: How far in all.
+        errors: Membership counts as gone below 0.5 + this many standard errors of the AUC.
+    """
+
+    threshold: float = 0.0
+    push: float = 2.0
+    lowest: float = -8.0
+    errors: float = 2.0
+
+    def prepare(self, validation: Scores | None) -> None:
+        """Nothing to look at."""
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean loss over a batch."""
+        return F.softplus(margin(logits, target) - self.threshold).mean()
+
+    def refine(self, forget: Scores, validation: Scores | None) -> bool:
+        """Lower the threshold while the membership trace is above noise."""
+        if validation is None or not len(validation) or self.threshold <= self.lowest:
+            return False
+        if mia_auc(forget, validation) <= 0.5 + self.errors * auc_standard_error(len(forget), len(validation)):
+            return False
+        self.threshold = max(self.threshold - self.push, self.lowest)
+        return True
+
+
+@dataclass
+class Calibrated(_Fixed):
+    """Forget samples shall look like data that was never seen: the distance between their margins and the validation data's.
+
+    mean smooth_l1(m_i, t_i), where t_i is the validation margin at the rank that m_i has in its batch: the optimal coupling of the two
+    distributions. It has a fixed point, so running on does no harm. Validation margins are always the original model's.
+    """
+
+    _quantiles: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+
+    def prepare(self, validation: Scores | None) -> None:
+        """Take down the validation margins."""
+        if validation is None or not len(validation):
+            raise ValueError(
+                "Forgetting samples aims at how the model treats data it never saw, so it needs validation data (1,000 samples fix the forget "
+                "accuracy to about +-.01). Give the trainer a validation loader, or choose another objective, such as Margin()."
+            )
+        self._quantiles = validation.margin.sort().values
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean loss over a batch."""
+        own = margin(logits, target)
+        return F.smooth_l1_loss(own, self._targets(own.detach()))
+
+    def _targets(self, own: Tensor) -> Tensor:
+        together = distributed.gather_rows(own).sort().values
+        low, high = torch.searchsorted(together, own), torch.searchsorted(together, own, right=True)
+        quantiles = self._quantiles.to(own)
+        position = ((low + high) / (2 * len(together)) * len(quantiles) - 0.5).clamp(0, len(quantiles) - 1)
+        below = position.floor().long()
+        above = (below + 1).clamp(max=len(quantiles) - 1)
+        return torch.lerp(quantiles[below], quantiles[above], position - below)
+
+
+def anchor(logits: Tensor, original: Tensor, target: Tensor, gone: Sequence[int] = ()) -> tuple[Tensor, int]:
+    """Mean KL(original answers || present answers) over validation inputs.
+
+    For a class request only samples of other classes count, and the gone logits are left out on both sides.
+
+    Args:
+        logits: Present answers, (rows, classes).
+        original: The original model's, (rows, classes).
+        target: Labels, (rows,).
+        gone: The labels that are to be forgotten.
+
+    Returns:
+        The mean, and over how many rows it was taken; 0 rows give 0.
+    """
+    classes = torch.tensor([label not in gone for label in range(logits.shape[1])], device=logits.device)
+    rows = classes[target]
+    if not bool(rows.any()):
+        return logits.sum() * 0.0, 0
+    present, before = (z.float()[rows][:, classes].log_softmax(1) for z in (logits, original))
+    return F.kl_div(present, before, log_target=True, reduction="batchmean"), int(rows.sum())

@@ -1,0 +1,236 @@
+"""Passes over data that change nothing: in eval mode, without gradients, every sample once, random states as they were."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from tqdm import tqdm
+
+from pgu_lightning import distributed
+from pgu_lightning.evaluation.scores import Scores
+from pgu_lightning.mixin import question
+from pgu_lightning.views import View
+from pgu_lightning.statistics import Collector, Provenance, RetainSpace, fingerprint, survey
+
+
+class _Repeatable(Dataset[Any]):
+    """A dataset dealt out to processes, in which random transforms are a function of the sample, not of the pass.
+
+    So the rows that a forget set sends into a layer are among those that the whole set sent, augmentation or not.
+    """
+
+    def __init__(self, dataset: Any, rank: int, world: int) -> None:
+        self._dataset = dataset
+        self._positions = range(rank, len(dataset), world)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Any:
+        position = self._positions[index]
+        seed = _origin(self._dataset, position)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        return self._dataset[position]
+
+
+def _origin(dataset: Any, position: int) -> int:
+    while True:
+        if isinstance(dataset, View):
+            dataset, position = dataset.dataset, int(dataset.positions[position])
+        elif isinstance(dataset, Subset):
+            dataset, position = dataset.dataset, int(dataset.indices[position])
+        else:
+            return position
+
+
+def exact_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The same samples in their order, this process's share of them, without shuffling, dropping or repeating any.
+
+    Raises:
+        TypeError: If the dataset cannot be indexed and there is more than one process, or if this is no DataLoader.
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"Expected a torch DataLoader, got {type(loader).__name__}: give one loader, not a collection of them.")
+    if isinstance(loader.dataset, IterableDataset):
+        if distributed.world() > 1:
+            raise TypeError(
+                "An IterableDataset cannot be dealt out to several processes without repeating samples: use a map-style dataset."
+            )
+        return loader
+    batches_itself = loader.batch_sampler is None
+    return DataLoader(
+        _Repeatable(loader.dataset, distributed.rank(), distributed.world()),
+        batch_size=None if batches_itself else loader.batch_size or 128,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
+def check_outputs(module: L.LightningModule, batch: Any, trainer: L.Trainer) -> None:
+    """Try a batch, so that one that is not understood is noticed before any work is spent.
+
+    Raises:
+        TypeError: If the module cannot tell logits and labels.
+        ValueError: If they have other shapes than (rows, classes) and (rows,).
+    """
+    with _undisturbed(module), trainer.precision_plugin.forward_context():
+        Scores.of(*question(module, "unlearning_outputs")(batch))
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    logs = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
+    module.eval()
+    for name in logs if isinstance(module, L.LightningModule) else ():
+        module.__dict__[name] = MethodType(lambda self, *args, **kwargs: None, module)
+    try:
+        # Hooks that come after compilation are only called where compiled code is left aside.
+        with isolate_rng(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for name, value in logs.items():
+            module.__dict__.pop(name, None)
+            if value is not None:
+                module.__dict__[name] = value
+        for part, training in modes:
+            part.training = training
+
+
+def forward_pass(
+    module: nn.Module,
+    loader: DataLoader[Any],
+    use: Callable[[Tensor, Tensor], object],
+    description: str,
+    before: Callable[[Any], object] = lambda batch: None,
+    trainer: L.Trainer | None = None,
+) -> None:
+    """Run a model over this process's share of a loader's samples.
+
+    Args:
+        module: The model.
+        loader: Its dataset, batch size and collate function are used.
+        use: Called with the logits and labels of each batch.
+        description: Words for the progress bar.
+        before: Called with each batch before the model is.
+        trainer: Of a running fit, for its device and precision.
+    """
+    outputs = question(module, "unlearning_outputs")  # type: ignore[arg-type]
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    shows = distributed.rank() == 0 and (trainer is None or trainer.progress_bar_callback is not None)
+    with _undisturbed(module):
+        for batch in tqdm(exact_loader(loader), desc=description, leave=False, disable=not shows, dynamic_ncols=True):
+            if trainer is None:
+                batch = move_data_to_device(batch, device)
+                before(batch)
+                use(*outputs(batch))
+            else:
+                batch = trainer.strategy.batch_to_device(batch)
+                before(batch)
+                with trainer.precision_plugin.forward_context():
+                    use(*outputs(batch))
+
+
+def collect(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    *,
+    layers: Sequence[str] | None = None,
+    trainer: L.Trainer | None = None,
+    description: str = "Collecting",
+) -> RetainSpace:
+    """Take down what the samples of ``loader`` look like inside each layer of ``model``: one pass in eval mode.
+
+    Args:
+        model: The model, at its final weights. If its batch is not ``(x, y)``, it answers ``unlearning_outputs`` (see ``PGUMixin``).
+        loader: All samples are used once, whatever its sampler.
+        layers: Shell patterns of the layers to protect; the others will be frozen. None: all that can be.
+        trainer: Of a running fit; inside one the callback calls this.
+        description: Words for the progress bar.
+
+    Returns:
+        The statistics, the same on every process.
+
+    Raises:
+        ValueError: If there are no samples, or no layer can be protected.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.eye(2), torch.tensor([0, 1]))
+        >>> space = collect(nn.Sequential(nn.Linear(2, 2)), DataLoader(data))
+        >>> space.grams["0"].matrix.tolist()
+        [[[1.0, 0.0], [0.0, 1.0]]]
+    """
+    collector = Collector(model, survey(model, layers))
+    mask = question(model, "row_mask")  # type: ignore[arg-type]
+    samples = 0
+
+    def before(batch: Any) -> None:
+        collector.mask = mask(batch)
+
+    def count(logits: Tensor, target: Tensor) -> None:
+        nonlocal samples
+        samples += len(target)
+
+    with collector:
+        forward_pass(model, loader, count, description, before, trainer)
+    if not isinstance(loader.dataset, IterableDataset):
+        samples = len(loader.dataset)  # type: ignore[arg-type]
+    if not samples:
+        raise ValueError("The loader has no samples: there is nothing to collect.")
+    grams, infos = collector.result()
+    return RetainSpace(grams, infos, Provenance(fingerprint(model), samples, _transforms(loader.dataset)))
+
+
+def _transforms(dataset: Any) -> str:
+    while isinstance(dataset, (View, Subset)):
+        dataset = dataset.dataset
+    words = repr(getattr(dataset, "transform", None))
+    return words.split(" at 0x")[0]  # an address says nothing about the transform
+
+
+def score(
+    module: nn.Module, loader: DataLoader[Any], *, trainer: L.Trainer | None = None, description: str = "Scoring"
+) -> tuple[Scores, Tensor]:
+    """Per-example scores of all samples of ``loader``, in the dataset's order, the same on every process.
+
+    Args:
+        module: The model.
+        loader: The samples.
+        trainer: Of a running fit.
+        description: Words for the progress bar.
+
+    Returns:
+        The scores, and the probabilities, (samples, classes).
+
+    Raises:
+        ValueError: If there are no samples.
+    """
+    parts: list[tuple[Scores, Tensor]] = []
+
+    def use(logits: Tensor, target: Tensor) -> None:
+        parts.append((Scores.of(logits, target), logits.float().softmax(1).cpu()))
+
+    forward_pass(module, loader, use, description, trainer=trainer)
+    gathered = distributed.gather((Scores.concatenate([part for part, _ in parts]), torch.cat([p for _, p in parts])) if parts else None)
+    shares = [part for part in gathered if part is not None]
+    if not shares:
+        raise ValueError("The loader has no samples: there is nothing to score.")
+    scores, probabilities = Scores.concatenate([part for part, _ in shares]), torch.cat([p for _, p in shares])
+    # rank r holds samples r, r + world, ...: put them back in order
+    order = torch.cat([torch.arange(r, len(scores), len(gathered)) for r in range(len(gathered))]).argsort()
+    return scores.select(order), probabilities[order]

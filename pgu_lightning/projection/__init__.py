@@ -1,0 +1,8 @@
+"""From statistics to allowed updates."""
+
+from pgu_lightning.projection.guard import UpdateGuard
+from pgu_lightning.projection.projector import Projector
+from pgu_lightning.projection.rules import Hard, Rule, Soft
+from pgu_lightning.projection.spectrum import Spectrum
+
+__all__ = ["Hard", "Projector", "Rule", "Soft", "Spectrum", "UpdateGuard"]

@@ -1,0 +1,146 @@
+"""Keeps a model's weights inside what the projectors allow, whatever the optimizer did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pgu_lightning.projection.projector import Projector
+from pgu_lightning.statistics.gram import Gram
+from pgu_lightning.statistics.layers import as_matrix
+
+Update = Mapping[str, Tensor]
+"""A change of the protected weights by layer name, in the weights' own shapes."""
+
+
+class UpdateGuard:
+    """Filters the *update* of named layers after each optimizer step.
+
+    The gradient is left alone: an optimizer with weight decay, element-wise scaling or value clipping leaves any subspace that its
+    gradients lie in, so filtering what it did is the only thing that holds for all of them. Weights are kept as original + change, with
+    the change accumulated on its own, so that rounding of the weights does not add up along protected directions.
+
+    Args:
+        layers: The modules to guard, by name; their ``weight`` is written to.
+        projectors: One a layer.
+        grams: What the retained data sends into each layer.
+
+    Attributes:
+        projectors: As given.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], projectors: Mapping[str, Projector], grams: Mapping[str, Gram]) -> None:
+        self._layers = dict(layers)
+        self._weights = {name: _weight(layer) for name, layer in layers.items()}
+        self.projectors = projectors
+        self._original = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._change = {name: torch.zeros_like(weight) for name, weight in self._original.items()}
+        self._grams = {name: grams[name].matrix.to(weight.device, _matrix_type(weight)) for name, weight in self._original.items()}
+        self._energy = self.response(self._original)
+
+    def gradient_product(self, update: Update) -> float:
+        """Inner product of the weights' gradients with ``update``: the loss's slope along it."""
+        return sum(float((weight.grad * update[name]).sum()) for name, weight in self._weights.items() if weight.grad is not None)
+
+    def response(self, update: Update) -> dict[str, float]:
+        """tr(D M D^T) by layer, for an update D and the retained data's Gram M."""
+        return {name: self._response(name, change) for name, change in update.items()}
+
+    def _response(self, name: str, change: Tensor) -> float:
+        matrix = as_matrix(self._layers[name], change).to(self._grams[name].dtype)
+        return float(((matrix @ self._grams[name]) * matrix).sum())
+
+    def relative(self, update: Update) -> float:
+        """Sum tr(D M D^T) / sum tr(W M W^T): squared change of the response to the retained data, relative to the original response."""
+        energy = sum(self._energy.values())
+        return sum(self.response(update).values()) / energy if energy else 0.0
+
+    def interference(self) -> dict[str, float]:
+        """The relative squared change of each layer's response to the retained data since the start, to first order."""
+        changed = self.response(self._change)
+        return {name: changed[name] / energy if energy else 0.0 for name, energy in self._energy.items()}
+
+    @property
+    def total_interference(self) -> float:
+        """As ``interference``, over all layers together."""
+        return self.relative(self._change)
+
+    @torch.no_grad()
+    def proposal(self) -> Update:
+        """What the optimizer did since the last ``commit``, filtered; the weights are put back."""
+        updates = {}
+        for name, weight in self._weights.items():
+            update = weight - (self._original[name] + self._change[name])
+            filtered = as_matrix(self._layers[name], update)
+            filtered.copy_(self.projectors[name](filtered.to(_matrix_type(update))))
+            updates[name] = update
+        self.undo()
+        return updates
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put the weights back to where the last ``commit`` left them."""
+        for name, weight in self._weights.items():
+            weight.copy_(self._original[name] + self._change[name])
+
+    @torch.no_grad()
+    def commit(self, update: Update, length: float = 1.0) -> None:
+        """Make ``length * update`` part of the change."""
+        for name, change in self._change.items():
+            change.add_(update[name], alpha=length)
+        self.undo()
+
+    @contextmanager
+    def moved(self, update: Update, length: float) -> Iterator[None]:
+        """Inside, the weights have moved by ``length * update``; afterwards they are back."""
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.add_(update[name], alpha=length)
+        try:
+            yield
+        finally:
+            self.undo()
+
+    @contextmanager
+    def at_original(self) -> Iterator[None]:
+        """Inside, the model is the original."""
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.copy_(self._original[name])
+        try:
+            yield
+        finally:
+            self.undo()
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The original weights and the change, by layer name."""
+        return {"original": dict(self._original), "change": {name: change.clone() for name, change in self._change.items()}}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go to a state that ``state_dict`` gave.
+
+        Raises:
+            ValueError: If it is of other layers.
+        """
+        for part, own in (("original", self._original), ("change", self._change)):
+            if state[part].keys() != own.keys():
+                raise ValueError(f"the saved state is of the layers {sorted(state[part])}, the model has {sorted(own)}")
+            for name, value in own.items():
+                value.copy_(state[part][name])
+        self._energy = self.response(self._original)
+        self.undo()
+
+
+def _weight(layer: nn.Module) -> nn.Parameter:
+    weight = layer.weight
+    if not isinstance(weight, nn.Parameter):
+        raise TypeError(f"{type(layer).__name__}.weight is not a parameter")
+    return weight
+
+
+def _matrix_type(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)

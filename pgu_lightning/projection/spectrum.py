@@ -1,0 +1,48 @@
+"""Eigenvalues and eigenvectors of a Gram matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pgu_lightning.statistics.gram import Gram
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """M = V diag(values) V^T, group by group.
+
+    A Gram matrix that came of a subtraction need not be positive: eigenvalues below zero are set to zero, since no data can have them, and
+    the share of the mass that went is reported.
+
+    Attributes:
+        values: (groups, dim), ascending, >= 0, float64.
+        vectors: (groups, dim, dim), eigenvectors in columns.
+        clamped: Summed size of the eigenvalues below zero over the summed size of all, in [0, 1].
+
+    Example:
+        >>> matrix = torch.diag(torch.tensor([3.0, -1.0], dtype=torch.float64))[None]
+        >>> spectrum = Spectrum.of(Gram(matrix, rows=4))
+        >>> spectrum.values.tolist(), spectrum.clamped
+        ([[0.0, 3.0]], 0.25)
+    """
+
+    values: Tensor
+    vectors: Tensor
+    clamped: float
+
+    @classmethod
+    def of(cls, gram: Gram) -> Spectrum:
+        """Decompose ``gram``.
+
+        Raises:
+            ValueError: If the matrix has values that are not finite.
+        """
+        if not bool(gram.matrix.isfinite().all()):
+            raise ValueError("the Gram matrix has values that are not finite")
+        values, vectors = torch.linalg.eigh(gram.matrix)
+        mass = float(values.abs().sum())
+        clamped = float(values.clamp(max=0).abs().sum()) / mass if mass else 0.0
+        return cls(values.clamp(min=0), vectors, clamped)

@@ -1,0 +1,208 @@
+"""The dataclasses that are ``report.json``: a stable interface that scripts and people read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pgu_lightning.files import atomic_write
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """What was asked for, without naming anyone.
+
+    Attributes:
+        kind: ``"class"``, ``"samples"`` or ``"poison"``.
+        size: Number of training samples to forget.
+        digest: SHA-256 of the sorted ids.
+        classes: The labels that are gone entirely (class requests only).
+    """
+
+    kind: str
+    size: int
+    digest: str
+    classes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """How it was done: the method's name, whether it reads retained data, and its settings as plain values."""
+
+    name: str
+    uses_retain_data: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How unlearning ended.
+
+    Attributes:
+        fulfilled: Whether the stop rule was reached.
+        reason: Why it stopped, in words.
+        epochs: Passes over the forget set.
+        steps: Optimizer steps taken.
+        skipped: Steps that were skipped since their gradients were not finite.
+        notes: What a reader has to know to believe the rest.
+    """
+
+    fulfilled: bool
+    reason: str
+    epochs: int
+    steps: int
+    skipped: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One protected layer: input dimension, protected and free directions, and the share of its Gram's mass that was clamped."""
+
+    dim: int
+    rank: int
+    free: int
+    clamped: float = 0.0
+
+
+@dataclass(frozen=True)
+class Interference:
+    """tr(dW M dW^T) / tr(W M W^T) from the stored Grams: over all protected layers together, and for each."""
+
+    total: float = 0.0
+    layers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The model after so many unlearning steps; the first point is the original. Validation values are None without validation data."""
+
+    step: int
+    forget_accuracy: float
+    forget_loss: float
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+    mia_auc: float | None = None
+    objective: float | None = None
+    interference: float = 0.0
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of per-example losses between ``edges`` (one more edge than counts)."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about one sample: the class it prefers and with what probability."""
+
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One forgotten sample: its picture as a PNG data URI, its training label, and each model's answer."""
+
+    digest: str
+    label: int
+    image: str
+    answers: Mapping[str, Answer]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was forgotten, what it cost, and what it left alone.
+
+    Attributes:
+        request: What was asked for.
+        method: How it was done.
+        models: Metrics in [0, 1] by model (``original``, ``unlearned``, ``retrained``) and name (``forget_accuracy``, ``retain_accuracy``,
+            ``test_accuracy``, ``mia_auc``, ...).
+        outcome: How unlearning ended; None for methods without steps.
+        average_gap: Mean |unlearned - retrained| over the metrics that both have.
+        floor: The same between two models retrained with different seeds.
+        interference: Relative squared change of the protected layers' response to the retained data.
+        layers: The protected layers.
+        frozen: The layers that were not updated, with the reason.
+        seconds: Wall-clock seconds by stage (``train``, ``collect``, ``unlearn``, ``retrain``).
+        curve: The model after each pass over the forget set.
+        histograms: Per-example loss by model and by set (``forget``, ``test``).
+        examples: Some of the forgotten samples.
+        class_names: Names of the labels, where the data has them.
+        environment: Versions and hardware.
+        config: The resolved configuration, where there is one.
+        seed: Random seed of the run.
+        schema: Version of this interface.
+    """
+
+    request: RequestRecord
+    method: MethodRecord
+    models: Mapping[str, Mapping[str, float]]
+    outcome: Outcome | None = None
+    average_gap: float | None = None
+    floor: float | None = None
+    interference: Interference = field(default_factory=Interference)
+    layers: Mapping[str, LayerRecord] = field(default_factory=dict)
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    histograms: Mapping[str, Mapping[str, Histogram]] = field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+    class_names: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    schema: int = SCHEMA
+
+    def save(self, path: str | Path) -> None:
+        """Write ``report.json`` atomically."""
+        text = _ADAPTER.dump_json(self, indent=1)
+        atomic_write(path, lambda temporary: temporary.write_bytes(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read a ``report.json``.
+
+        Raises:
+            ValueError: If the file is not a report of this schema.
+        """
+        try:
+            report = _ADAPTER.validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} is not a report of pgu-lightning (schema {SCHEMA}): {error}") from error
+        if report.schema != SCHEMA:
+            raise ValueError(
+                f"{path} has report schema {report.schema}, this version reads {SCHEMA}: rebuild it with the version that wrote it."
+            )
+        return report
+
+    def replace(self, **changes: Any) -> Report:
+        """A copy with other values, as ``dataclasses.replace``."""
+        return dataclasses.replace(self, **changes)
+
+
+_ADAPTER = TypeAdapter(Report)
+
+
+def average_gap(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """Mean absolute difference over the metrics that both models have.
+
+    Example:
+        >>> round(average_gap({"forget_accuracy": 0.0, "test_accuracy": 0.9}, {"forget_accuracy": 0.1, "test_accuracy": 0.9}), 3)
+        0.05
+    """
+    shared = one.keys() & other.keys()
+    if not shared:
+        raise ValueError(f"no metric in common: {sorted(one)} and {sorted(other)}")
+    return sum(abs(one[name] - other[name]) for name in shared) / len(shared)

@@ -1,0 +1,147 @@
+"""The comparison in words and figures, and the table that a terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pgu_lightning.records import Report
+
+METRIC_NAMES = {
+    "forget_accuracy": "accuracy on the forget set",
+    "retain_accuracy": "accuracy on the retained data",
+    "test_accuracy": "accuracy on test data",
+    "forget_test_accuracy": "accuracy on test data of the forgotten class",
+    "validation_accuracy": "accuracy on validation data",
+    "mia_auc": "membership AUC",
+}
+METRIC_MEANINGS = {
+    "forget_accuracy": "Share of the samples to forget that get the label they had in training.",
+    "retain_accuracy": "Share of the other training samples that get the right label.",
+    "test_accuracy": "Share of the test samples that should still work and get the right label.",
+    "forget_test_accuracy": "Share of the test samples of the forgotten classes that still get their label.",
+    "validation_accuracy": "Share of the validation samples that should still work and get the right label.",
+    "mia_auc": "How well the loss alone tells the samples to forget from samples that the model never saw: 0.5 is not at all, 1 is perfectly.",
+}
+MODELS = ("original", "unlearned", "retrained")
+KINDS = {"class": "all samples of a class", "samples": "single samples", "poison": "samples with wrong labels"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of all models.
+
+    Attributes:
+        metric: Its name in the report.
+        title: The same in plain words.
+        values: By model; a model that lacks it is left out.
+        gap: |unlearned - retrained|; None if one of them lacks it.
+    """
+
+    metric: str
+    title: str
+    values: Mapping[str, float]
+    gap: float | None
+
+
+def models_of(report: Report) -> list[str]:
+    """The models that were measured: original, unlearned, retrained, then any other."""
+    return sorted(report.models, key=lambda name: (MODELS.index(name) if name in MODELS else len(MODELS)))
+
+
+def rows(report: Report) -> list[Row]:
+    """One row a metric: those of ``METRIC_NAMES`` in that order, then any other."""
+    measured = [metric for metrics in report.models.values() for metric in metrics]
+    result = []
+    for metric in sorted(dict.fromkeys(measured), key=lambda name: (list(METRIC_NAMES).index(name) if name in METRIC_NAMES else len(METRIC_NAMES))):
+        values = {model: report.models[model][metric] for model in models_of(report) if metric in report.models[model]}
+        gap = abs(values["unlearned"] - values["retrained"]) if {"unlearned", "retrained"} <= values.keys() else None
+        result.append(Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap))
+    return result
+
+
+def number(value: float | None) -> str:
+    """Three decimals where that says something, else three digits; a dash for None.
+
+    Example:
+        >>> [number(value) for value in (0.98765, 0.0, 0.000123456, 1.5e-7, 12.3456, None)]
+        ['0.988', '0.000', '0.000123', '1.5e-07', '12.346', '–']
+    """
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+
+
+def class_name(report: Report, label: int) -> str:
+    """The label's name with the label, or the label where the data has no names.
+
+    Example:
+        >>> from pgu_lightning.records import MethodRecord, RequestRecord
+        >>> report = Report(RequestRecord("class", 9, "d", (1,)), MethodRecord("pgu", False), {}, class_names=("cat", "dog"))
+        >>> class_name(report, 1), class_name(report, 7)
+        ('dog (1)', '7')
+    """
+    if 0 <= label < len(report.class_names) and report.class_names[label] != str(label):
+        return f"{report.class_names[label]} ({label})"
+    return str(label)
+
+
+def headline(report: Report) -> str:
+    """What was asked, in one line."""
+    request = report.request
+    classes = ", ".join(class_name(report, label) for label in request.classes)
+    return f"Forget {KINDS.get(request.kind, request.kind)}{f': {classes}' if classes else ''} ({request.size:,} training samples), by {report.method.name}"
+
+
+def comparison_table(report: Report) -> Table:
+    """The models side by side, one row a metric, and below it what the run cost.
+
+    Args:
+        report: Retrained model, outcome and floor may be missing; metrics that have no entry in ``METRIC_NAMES`` are shown under their own name.
+    """
+    models = models_of(report)
+    with_gap = "unlearned" in models and "retrained" in models
+    table = Table(min_width=72, caption=Text("\n".join(_closing(report)), justify="left"), caption_justify="left")
+    table.add_column("measured")
+    for heading in [*models, *(["|gap|"] if with_gap else [])]:
+        table.add_column(Text(heading), justify="right")
+    for row in rows(report):
+        cells = [number(row.values.get(model)) for model in models]
+        table.add_row(Text(row.title), *cells, *([number(row.gap)] if with_gap else []))
+    return table
+
+
+def _closing(report: Report) -> list[str]:
+    """The lines below the table."""
+    lines = []
+    if report.average_gap is not None:
+        lines.append(f"average gap to the retrained model: {number(report.average_gap)}")
+    if report.floor is not None:
+        lines.append(f"average gap between two retrained models: {number(report.floor)}")
+    if report.layers:
+        lines.append(f"interference with the retained data: {number(report.interference.total)}")
+    if report.outcome is not None:
+        lines.append(f"{'stopped' if report.outcome.fulfilled else 'NOT FULFILLED'}: {report.outcome.reason}")
+    if report.seconds:
+        lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items()))
+    return lines
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Show the comparison in a terminal; a request that is not fulfilled comes first.
+
+    Args:
+        report: What to show.
+        console: Where; None is the standard output.
+    """
+    console = console or Console()
+    console.print(Text(headline(report), style="bold"))
+    if report.outcome is not None and not report.outcome.fulfilled:
+        console.print(Text(f"The request is NOT fulfilled: {report.outcome.reason}.", style="bold red"))
+    console.print(comparison_table(report))
+    for note in report.outcome.notes if report.outcome else ():
+        console.print(Text(f"Note: {note}"))

@@ -1,0 +1,91 @@
+"""Hooks that take down what each layer receives while the model looks at data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pgu_lightning import distributed
+from pgu_lightning.statistics.gram import Gram
+from pgu_lightning.statistics.layers import second_moment
+from pgu_lightning.statistics.survey import LayerInfo, named_layers
+
+
+class Collector:
+    """Adds up the Gram matrices of a model's layers over every forward pass made inside its ``with`` block.
+
+    The Gram is computed in a forward *pre*-hook, so later in-place operations do no harm, and no activation is kept.
+
+    Attributes:
+        mask: Which rows of the next forward pass are real: a boolean tensor that matches the leading dimensions of the layers' inputs,
+            such as (batch, tokens) for padded sequences. None: all.
+
+    Example:
+        >>> from pgu_lightning.statistics.survey import survey
+        >>> model = nn.Sequential(nn.Linear(2, 1))
+        >>> collector = Collector(model, survey(model))
+        >>> with collector:
+        ...     _ = model(torch.ones(3, 2))
+        >>> grams, layers = collector.result()
+        >>> grams["0"].rows, grams["0"].matrix.tolist()
+        (3, [[[3.0, 3.0], [3.0, 3.0]]])
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
+        self.mask: Tensor | None = None
+        self._layers = tuple(layers)
+        self._modules = dict(named_layers(model))
+        self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, int] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Collector:
+        for layer in self._layers:
+            if layer.gram is not None:
+                self._handles.append(self._modules[layer.name].register_forward_pre_hook(self._hook(layer.gram)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, key: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0].detach()
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                if self.mask is not None and x.shape[: self.mask.dim()] == self.mask.shape:
+                    x = x[self.mask]
+                if not x.numel():
+                    return
+                matrix, rows = second_moment(module, x if x.dtype == torch.float64 else x.float())
+            self._sums[key] = self._sums[key].add_(matrix) if key in self._sums else matrix
+            self._rows[key] = self._rows.get(key, 0) + rows
+
+        return hook
+
+    def result(self) -> tuple[Mapping[str, Gram], tuple[LayerInfo, ...]]:
+        """The sums over all processes, on the CPU, and the layers; those that no forward pass reached are now frozen."""
+        grams: dict[str, Gram] = {}
+        layers: list[LayerInfo] = []
+        for layer in self._layers:
+            if layer.gram is None:
+                layers.append(layer)
+                continue
+            matrix = self._sums.get(layer.gram)
+            if matrix is None:
+                weight = next(self._modules[layer.name].parameters(recurse=False))
+                matrix = torch.zeros(layer.shape[0], layer.shape[2], layer.shape[2], dtype=torch.float64, device=weight.device)
+            matrix = distributed.sum_(matrix)
+            rows = int(distributed.sum_(torch.tensor(self._rows.get(layer.gram, 0), device=matrix.device)))
+            if rows:
+                grams[layer.gram] = Gram(matrix.cpu(), rows)
+                layers.append(layer)
+            else:
+                layers.append(replace(layer, gram=None, frozen_because="its forward was never called"))
+        return grams, tuple(layers)

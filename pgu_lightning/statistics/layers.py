@@ -1,0 +1,101 @@
+"""What a layer multiplies its weight with, by layer type.
+
+``rows`` and ``as_matrix`` write a layer as a matrix product: output rows = input rows @ weight^T, group by group. ``rows`` is all that a
+custom layer must register; ``second_moment`` may be registered too where rows^T rows can be had without forming the rows.
+
+Example:
+    >>> layer = torch.nn.Conv2d(2, 4, 3, padding=1)
+    >>> x = torch.randn(5, 2, 6, 6)
+    >>> product = rows(layer, x) @ as_matrix(layer, layer.weight).mT + layer.bias  # (1, 5 * 36, 4)
+    >>> torch.allclose(product.view(5, 36, 4).mT.reshape(5, 4, 6, 6), layer(x), atol=1e-5)
+    True
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+MAX_ROWS = 16_384
+"""Rows of one float32 product: summing more of them in float32 loses digits (1e-5 at 260,000 rows); products are summed in float64."""
+
+
+@singledispatch
+def rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """The rows that ``layer`` multiplies with its weight.
+
+    Args:
+        layer: The layer.
+        x: Its input.
+
+    Returns:
+        (groups, rows, dim).
+
+    Raises:
+        TypeError: If the layer's type is not registered.
+    """
+    raise TypeError(f"{type(layer).__name__} is not a layer whose input rows are known: register it with `rows.register`")
+
+
+@singledispatch
+def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A view of ``weight`` (or of a change of it) as (groups, out, dim), matching ``rows``; writing to it writes to ``weight``."""
+    return weight.view(1, weight.shape[0], -1)
+
+
+@singledispatch
+def second_moment(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    """Sum of the outer products of ``rows(layer, x)``, without forming more than a bounded number of rows' product at once.
+
+    Returns:
+        The matrix, (groups, dim, dim) in float64, and the number of rows.
+    """
+    total: Tensor | None = None
+    count = 0
+    all_rows = rows(layer, x)
+    for chunk in all_rows.split(MAX_ROWS, dim=1):
+        product = (chunk.mT @ chunk).double()
+        total = product if total is None else total.add_(product)
+        count += chunk.shape[1]
+    if total is None:
+        raise ValueError(f"{type(layer).__name__} received an input without rows: {tuple(x.shape)}")
+    return total, count
+
+
+def supported(layer: nn.Module) -> bool:
+    """Whether ``rows`` knows this layer: its type is registered, or it inherits a registered type's very forward."""
+    known = [kind for kind in rows.registry if kind is not object and kind is not nn.Module and isinstance(layer, kind)]
+    return any(type(layer).forward is kind.forward for kind in known)
+
+
+@rows.register
+def _(layer: nn.Linear, x: Tensor) -> Tensor:
+    return x.reshape(1, -1, layer.in_features)
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    spatial = len(layer.kernel_size)
+    if x.dim() == spatial + 1:
+        x = x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, list(layer._reversed_padding_repeated_twice), mode=mode)
+    for axis in range(spatial):
+        kernel, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
+        x = x.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    batch, channels = x.shape[:2]
+    x = x.reshape(batch, layer.groups, channels // layer.groups, *x.shape[2:])  # (batch, groups, channels, *positions, *kernel)
+    order = [1, 0, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial)]
+    dim = channels // layer.groups * torch.Size(layer.kernel_size).numel()
+    return x.permute(order).reshape(layer.groups, -1, dim)
+
+
+def _grouped(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: Tensor) -> Tensor:
+    return weight.view(layer.groups, weight.shape[0] // layer.groups, -1)
+
+
+for _convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    rows.register(_convolution, _patches)
+    as_matrix.register(_convolution, _grouped)

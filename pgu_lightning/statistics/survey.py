@@ -1,0 +1,112 @@
+"""Which layers of a model can be protected, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from pgu_lightning.statistics.layers import as_matrix, supported
+
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer that owns parameters.
+
+    Attributes:
+        name: Its name in the model, without the prefixes that wrappers add.
+        kind: Its type's name.
+        gram: Key of its Gram matrix in the retain space; None if the layer is frozen.
+        shape: Shape of its weight as (groups, out, dim), or of its first parameter if it is frozen.
+        frozen_because: Why it is not updated; None if it is protected.
+    """
+
+    name: str
+    kind: str
+    gram: str | None
+    shape: tuple[int, ...]
+    frozen_because: str | None = None
+
+
+def canonical(name: str) -> str:
+    """A module's or parameter's name without the prefixes of torch.compile, checkpointing and sharding wrappers.
+
+    Example:
+        >>> canonical("_orig_mod.net._checkpoint_wrapped_module.0")
+        'net.0'
+    """
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "").replace("." + wrapper.rstrip("."), "")
+    return name
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Canonical name and module of everything in ``model`` that owns parameters directly."""
+    for name, module in model.named_modules():
+        owns = any(True for _ in module.parameters(recurse=False))
+        if (owns or parametrize.is_parametrized(module)) and not isinstance(module, parametrize.ParametrizationList):
+            yield canonical(name), module
+
+
+def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[LayerInfo, ...]:
+    """List every layer that owns parameters: protected, or frozen and why.
+
+    Args:
+        model: Any module.
+        patterns: Shell patterns of layer names (``"blocks.*"``); only layers that match one are updated. None: all that can be protected.
+
+    Returns:
+        One entry a layer, in the order of ``model.named_modules()``.
+
+    Raises:
+        ValueError: If a pattern matches no layer, or no layer can be protected.
+
+    Example:
+        >>> [(layer.name, layer.frozen_because) for layer in survey(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))]
+        [('0', None), ('1', 'LayerNorm is not a layer whose input rows are known')]
+    """
+    layers = list(named_layers(model))
+    for pattern in patterns or ():
+        if not any(fnmatch(name, pattern) for name, _ in layers):
+            raise ValueError(f"layers={pattern!r} matches no layer. The model has: {', '.join(name for name, _ in layers)}")
+    owners: dict[int, list[str]] = {}
+    for name, module in layers:
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    found = tuple(_describe(name, module, owners, patterns) for name, module in layers)
+    if not any(layer.gram for layer in found):
+        reasons = "; ".join(f"{layer.name}: {layer.frozen_because}" for layer in found) or "it has no parameters"
+        raise ValueError(f"No layer of {type(model).__name__} can be protected ({reasons}).")
+    return found
+
+
+def _describe(name: str, module: nn.Module, owners: dict[int, list[str]], patterns: Sequence[str] | None) -> LayerInfo:
+    reason = _reason(name, module, owners, patterns)
+    if reason is None:
+        shape = tuple(as_matrix(module, module.weight.detach()).shape)  # type: ignore[operator]
+        return LayerInfo(name, type(module).__name__, name, shape)
+    first = next(module.parameters())
+    return LayerInfo(name, type(module).__name__, None, tuple(first.shape), reason)
+
+
+def _reason(name: str, module: nn.Module, owners: dict[int, list[str]], patterns: Sequence[str] | None) -> str | None:
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized"
+    if not supported(module):
+        return f"{type(module).__name__} is not a layer whose input rows are known"
+    weight = module.weight
+    if not isinstance(weight, nn.Parameter) or isinstance(weight, nn.parameter.UninitializedParameter):
+        return "its weight is not an initialised parameter"
+    others = [other for other in owners[id(weight)] if other != name]
+    if others:
+        return f"its weight is tied to {', '.join(others)}"
+    if not weight.requires_grad:
+        return "the model has frozen it (requires_grad is False)"
+    if patterns is not None and not any(fnmatch(name, pattern) for pattern in patterns):
+        return "not selected by layers="
+    return None

@@ -1,0 +1,217 @@
+"""The one file that bends a running fit, and gives it back.
+
+Private parts of Lightning that are used here: ``fit_loop._data_source`` (``instance``, ``dataloader()``), ``fit_loop._combined_loader``
+and the validation loop's ``_data_source``. Undocumented: ``fit_loop.setup_data``, ``fit_loop.min_epochs``, ``strategy.setup_optimizers``,
+``strategy.save_checkpoint`` and ``strategy.remove_checkpoint``. ``tests/test_takeover.py`` notices when one of them changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader
+
+_MISSING = object()
+
+# What a module does in its own training has no place in unlearning: it may count on its own step having run.
+_TRAIN_HOOKS = (
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_zero_grad",
+    "on_before_optimizer_step",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "lr_scheduler_step",
+    "configure_gradient_clipping",
+)
+
+
+class Takeover:
+    """Everything that is replaced in one fit, and the way back.
+
+    Args:
+        trainer: Of the fit.
+        module: Its LightningModule.
+    """
+
+    def __init__(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._trainer, self._module = trainer, module
+        self._undo: list[Callable[[], None]] = []
+        self.user_min_epochs = trainer.fit_loop.min_epochs or 0
+
+    def shadow(self, owner: Any, name: str, value: Any) -> None:
+        """Put ``value`` in front of an attribute of one instance until ``undo``.
+
+        The old entry of ``__dict__`` is kept and restored, since torch.compile keeps its own functions there.
+        """
+        old = vars(owner).get(name, _MISSING)
+        vars(owner)[name] = value
+
+        def undo() -> None:
+            if old is _MISSING:
+                vars(owner).pop(name, None)
+            else:
+                vars(owner)[name] = old
+
+        self._undo.append(undo)
+
+    def assign(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute until ``undo``."""
+        old = getattr(owner, name)
+        setattr(owner, name, value)
+        self._undo.append(lambda: setattr(owner, name, old))
+
+    def undo(self) -> None:
+        """Give back all that was replaced, the latest first. May be called more than once."""
+        while self._undo:
+            self._undo.pop()()
+
+    def train_loader(self) -> DataLoader[Any]:
+        """The user's own training loader.
+
+        Raises:
+            TypeError: If it is a collection of loaders.
+        """
+        loader = self._trainer.fit_loop._data_source.dataloader()
+        if not isinstance(loader, DataLoader):
+            raise TypeError(
+                f"Unlearning needs one torch DataLoader with the training samples, got {type(loader).__name__}. Give a loader of the forget set alone, "
+                "with ForgetRequest(everything=True)."
+            )
+        return loader
+
+    def validation_loader(self) -> DataLoader[Any] | None:
+        """The user's (first) validation loader, if there is one."""
+        source = self._trainer.fit_loop.epoch_loop.val_loop._data_source
+        if not source.is_defined() or self._trainer.limit_val_batches == 0:
+            return None
+        loaders = source.dataloader()
+        first = loaders[0] if isinstance(loaders, (list, tuple)) and loaders else loaders
+        return first if isinstance(first, DataLoader) else None
+
+    def hold_open(self) -> None:
+        """Let nothing but us end the fit before its last epoch: an EarlyStopping would end it before the switch, or unlearning before its rule."""
+        self._trainer.fit_loop.min_epochs = self._trainer.max_epochs if self._trainer.max_epochs not in (None, -1) else sys.maxsize
+        self._undo.append(lambda: setattr(self._trainer.fit_loop, "min_epochs", self.user_min_epochs or None))
+
+    def end_fit(self) -> None:
+        """End the fit after this epoch."""
+        self._trainer.fit_loop.min_epochs = 0
+        self._trainer.should_stop = True
+
+    def enter(
+        self, step: Callable[[Any, int], Any], configure: Callable[[], Any], loaders: Mapping[str, DataLoader[Any]], running: bool
+    ) -> None:
+        """Make the fit train with other loaders, another step and another optimizer.
+
+        Args:
+            step: Called with batch and batch index; the batch is a dict by loader name.
+            configure: Stands for ``configure_optimizers``.
+            loaders: ``forget`` and perhaps ``validation``, with equally many batches.
+            running: Whether training has begun already.
+        """
+        trainer, module, loop = self._trainer, self._module, self._trainer.fit_loop
+        self.assign(loop._data_source, "instance", CombinedLoader(dict(loaders), "min_size"))
+        self._undo.append(lambda: setattr(loop, "_combined_loader", None))
+        for name, value in {"limit_train_batches": 1.0, "val_check_interval": 1.0, "log_every_n_steps": 1}.items():
+            self.assign(trainer, name, value)
+        for owner in (module, getattr(trainer, "datamodule", None)):
+            self._keep_transfer(owner)
+        for hook in _TRAIN_HOOKS:
+            self.shadow(module, hook, MethodType(getattr(L.LightningModule, hook), module))
+        self.shadow(module, "training_step", MethodType(lambda self, batch, batch_idx: step(batch, batch_idx), module))
+        self.shadow(module, "configure_optimizers", MethodType(lambda self: configure(), module))
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                self._silence(callback)
+        if running:
+            trainer.strategy.setup_optimizers(trainer)
+            loop._combined_loader = None
+            loop.setup_data()
+
+    def _keep_transfer(self, owner: Any) -> None:
+        """Hooks that move a batch expect the user's batch: give them one part of ours after the other."""
+        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+            if owner is not None and is_overridden(name, owner):
+                self.shadow(owner, name, MethodType(_part_by_part(getattr(owner, name)), owner))
+
+    def _silence(self, checkpoint: ModelCheckpoint) -> None:
+        """What was best before unlearning is not best now, and a monitored metric would pick a model that has not forgotten."""
+        checkpoint.best_k_models = {}
+        checkpoint.best_model_path = checkpoint.kth_best_model_path = ""
+        checkpoint.best_model_score = checkpoint.current_score = None
+        checkpoint.kth_value = torch.tensor(torch.inf if checkpoint.mode == "min" else -torch.inf)
+        if checkpoint.monitor is not None:
+            for hook in ("on_train_batch_end", "on_train_epoch_end", "on_validation_end"):
+                self.shadow(checkpoint, hook, lambda *args, **kwargs: None)
+
+    def save_final(self) -> None:
+        """Let every ModelCheckpoint that keeps a best model keep the weights as they are now."""
+        for callback in self._trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_top_k != 0:
+                metrics = {
+                    **self._trainer.callback_metrics,
+                    "epoch": torch.tensor(self._trainer.current_epoch),
+                    "step": torch.tensor(self._trainer.global_step),
+                }
+                path = callback.best_model_path or callback.format_checkpoint_name(metrics)
+                self._trainer.save_checkpoint(path, callback.save_weights_only)
+                callback.best_model_path = path
+
+
+def _part_by_part(hook: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(owner: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(batch, dict) and "forget" in batch and batch.keys() <= {"forget", "validation"}:
+            return {name: hook(part, *args, **kwargs) for name, part in batch.items()}
+        return hook(batch, *args, **kwargs)
+
+    return apply
+
+
+def refuse_strategy(strategy: Any) -> None:
+    """Check that weights can be projected under this strategy.
+
+    Raises:
+        TypeError: If they cannot.
+    """
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+        raise TypeError(
+            f"{type(strategy).__name__} shards weights in a way that unlearning does not support. Use a single device or strategy='ddp'."
+        )
+
+
+def watch_saves(
+    trainer: L.Trainer, saved: Callable[[L.Trainer, Mapping[str, Any], Path], object], removed: Callable[[L.Trainer, Path], object]
+) -> None:
+    """Call ``saved`` and ``removed`` after every checkpoint that the strategy writes or removes, after the fit too.
+
+    This is not undone: a user's ``trainer.save_checkpoint`` comes after the fit.
+    """
+    strategy = trainer.strategy
+    if "save_checkpoint" in vars(strategy):
+        return
+    save, remove = strategy.save_checkpoint, strategy.remove_checkpoint
+
+    def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, *args: Any, **kwargs: Any) -> None:
+        save(checkpoint, filepath, *args, **kwargs)
+        saved(trainer, checkpoint, Path(filepath))
+
+    def remove_checkpoint(filepath: Any) -> None:
+        remove(filepath)
+        removed(trainer, Path(filepath))
+
+    vars(strategy).update(save_checkpoint=save_checkpoint, remove_checkpoint=remove_checkpoint)

@@ -1,0 +1,301 @@
+"""Unlearning without Lightning: objective, guard, step length and stop rule, and the best weights so far."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import SGD, Optimizer
+
+from pgu_lightning import distributed
+from pgu_lightning.evaluation.scores import Scores
+from pgu_lightning.objectives import Calibrated, Margin, Objective, anchor
+from pgu_lightning.projection import Rule, Soft, UpdateGuard
+from pgu_lightning.projection.guard import Update
+from pgu_lightning.records import CurvePoint, Outcome
+from pgu_lightning.requests import Kind
+from pgu_lightning.stopping import AccuracyGap, Decision, Epoch, Forgotten, StopRule
+
+Outputs = Callable[[Any], tuple[Tensor, Tensor]]
+_Pending = tuple[Callable[[], tuple[Tensor, Tensor]], Tensor]  # a batch of the step to come: what computes its losses again, its loss now
+
+
+def _default_objectives() -> dict[Kind, Objective]:
+    return {"class": Margin(), "samples": Calibrated(), "poison": Margin()}
+
+
+def _default_stops() -> dict[Kind, StopRule]:
+    return {"class": Forgotten(), "samples": AccuracyGap(slack=0.005, loss=0.02), "poison": Forgotten()}
+
+
+def _unit_step(parameters: Iterable[Parameter]) -> Optimizer:
+    return SGD(parameters, lr=1.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What belongs to the algorithm. The defaults need no tuning: objective and stop rule follow the kind of the request.
+
+    Attributes:
+        rule: Which directions pass.
+        objective: The forget loss, one for all requests or one a kind.
+        stop: The stop rule, likewise.
+        anchor: Weight of KL(original || present) on validation inputs; left out without validation data.
+        trust_radius: Interference of one step, as the square root of the relative squared change of the response to the retained data; the
+            step's length is the minimum of a parabola through one extra forward pass, within this radius. None: the optimizer's own step
+            length.
+        optimizer: Made of the protected weights.
+        scheduler: Made of the optimizer; steps once an epoch.
+        batch_size: Largest number of forget samples in a step, over all processes.
+        dropout: Keep dropout active while unlearning (as in the published code).
+    """
+
+    rule: Rule = field(default_factory=Soft)
+    objective: Objective | Mapping[Kind, Objective] = field(default_factory=_default_objectives)
+    stop: StopRule | Mapping[Kind, StopRule] = field(default_factory=_default_stops)
+    anchor: float = 1.0
+    trust_radius: float | None = 0.01
+    optimizer: Callable[[Iterable[Parameter]], Optimizer] = _unit_step
+    scheduler: Callable[[Optimizer], Any] | None = None
+    batch_size: int = 500
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.anchor < 0:
+            raise ValueError(f"anchor must not be negative, got {self.anchor}")
+        if self.trust_radius is not None and not self.trust_radius > 0:
+            raise ValueError(f"trust_radius must be above 0 or None, got {self.trust_radius}")
+
+    def objective_for(self, kind: Kind) -> Objective:
+        """A fresh objective for this kind of request."""
+        return copy.deepcopy(self.objective[kind] if isinstance(self.objective, Mapping) else self.objective)
+
+    def stop_for(self, kind: Kind) -> StopRule:
+        """The stop rule for this kind of request."""
+        return self.stop[kind] if isinstance(self.stop, Mapping) else self.stop
+
+
+def parabola_minimum(before: float, after: float, slope: float, radius: float) -> float:
+    """Where the parabola through a loss, its slope and one more value is lowest, within ``[0, radius]``.
+
+    Args:
+        before: Loss at 0.
+        after: Loss at ``radius``.
+        slope: Derivative at 0, negative.
+        radius: Largest step.
+
+    Example:
+        >>> parabola_minimum(before=1.0, after=1.0, slope=-4.0, radius=2.0)
+        1.0
+    """
+    curvature = 2 * (after - before - slope * radius) / radius**2
+    return min(-slope / curvature, radius) if curvature > 0 else radius
+
+
+class Unlearner:
+    """Turns batches into losses, and optimizer steps into allowed ones, until the stop rule is met.
+
+    Call ``start``; in each epoch ``loss`` for each batch, ``check_gradients`` before and ``after_step`` after each optimizer step, and
+    ``end_epoch``; at the end ``finish``.
+
+    Args:
+        settings: The algorithm.
+        kind: Kind of the request.
+        guard: On the weights that may move.
+        outputs: Maps a batch to logits (rows, classes) and labels (rows,).
+        gone: The labels that a class request takes away.
+        own_loss: The module's own forget loss; where it returns None the objective decides.
+        autocast: Precision context for the extra forward pass.
+
+    Attributes:
+        guard: As given.
+        history: The original and the model after each epoch.
+        kept: Index in ``history`` of the weights that ``finish`` left.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        kind: Kind,
+        guard: UpdateGuard,
+        outputs: Outputs,
+        gone: tuple[int, ...] = (),
+        own_loss: Callable[[Tensor, Tensor], Tensor | None] = lambda logits, target: None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.guard = guard
+        self.history: list[Epoch] = []
+        self.kept = 0
+        self._settings = settings
+        self._objective, self._stop = settings.objective_for(kind), settings.stop_for(kind)
+        self._outputs, self._gone, self._own_loss, self._autocast = outputs, gone, own_loss, autocast
+        self._pending: list[_Pending] = []
+        self._losses: list[float] = []  # forget losses of this epoch
+        self._steps = self._skipped = 0
+        self._gradients_are_finite = True
+        self._best: tuple[float, int, Mapping[str, Mapping[str, Tensor]]] | None = None
+
+    def start(self, forget: Scores, validation: Scores | None, num_classes: int) -> None:
+        """Take down where the original model stands.
+
+        Raises:
+            ValueError: If objective or stop rule need validation data and there is none.
+        """
+        self._objective.prepare(validation)
+        self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone)]
+        self._stop(self.history)  # raises now if it lacks what it needs
+        self._remember()
+
+    def loss(self, forget: Any, validation: Any | None) -> Tensor:
+        """The loss of one batch: the forget objective and the anchor, scaled so that averaging over processes gives the global mean.
+
+        Args:
+            forget: A batch of the forget set.
+            validation: A batch of validation data for the anchor, or None.
+        """
+        original = None
+        if validation is not None:
+            with torch.no_grad(), self.guard.at_original():
+                original, _ = self._outputs(validation)
+        evaluate = partial(self._loss, forget, validation, original)
+        total, forget_loss = evaluate()
+        self._pending.append((evaluate, total.detach()))
+        self._losses.append(float(distributed.mean(forget_loss)))
+        return total
+
+    def _loss(self, forget: Any, validation: Any | None, original: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits, target = self._outputs(forget)
+        own = self._own_loss(logits, target)
+        loss = (self._objective(logits, target) if own is None else own) * distributed.share(len(target), logits)
+        if original is None:
+            return loss, loss.detach()
+        logits, target = self._outputs(validation)
+        kept, rows = anchor(logits, original, target, self._gone)
+        return loss + self._settings.anchor * distributed.share(rows, logits) * kept, loss.detach()
+
+    def check_gradients(self, parameters: Iterable[Parameter]) -> None:
+        """Called before the optimizer's step: a gradient that is not finite makes it a step that is skipped."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        self._gradients_are_finite = float(distributed.mean(finite.float())) == 1
+        if not self._gradients_are_finite:
+            for gradient in gradients:
+                gradient.zero_()
+
+    def after_step(self) -> None:
+        """Called after the optimizer's step: filter what it did, choose the length, write it back."""
+        pending, self._pending = self._pending, []
+        self._steps += 1
+        update = self.guard.proposal()
+        length = self._length(update, pending) if self._gradients_are_finite else None
+        if length is None:
+            self._skipped += 1
+        else:
+            self.guard.commit(update, length)
+
+    def _length(self, update: Update, pending: list[_Pending]) -> float | None:
+        relative = self.guard.relative(update)
+        if not math.isfinite(relative):
+            return None
+        if self._settings.trust_radius is None or relative == 0:
+            return 1.0
+        radius = self._settings.trust_radius / math.sqrt(relative)
+        slope = self.guard.gradient_product(update)
+        if slope >= 0:
+            return 0.0
+        before = distributed.mean(torch.stack([loss for _, loss in pending]).mean())
+        with torch.no_grad(), self._autocast(), self.guard.moved(update, radius):
+            after = distributed.mean(torch.stack([evaluate()[0] for evaluate, _ in pending]).mean())
+        return parabola_minimum(float(before), float(after), slope, radius) if bool(after.isfinite()) else None
+
+    def end_epoch(self, forget: Scores, validation: Scores | None) -> Decision | None:
+        """Take down where the model stands, and decide.
+
+        Args:
+            forget: Scores on the forget set.
+            validation: Scores on validation data, or None.
+
+        Returns:
+            Why to stop, or None to go on.
+        """
+        losses, self._losses = self._losses, []
+        start = self.history[0]
+        self.history.append(
+            Epoch(
+                step=self._steps,
+                forget=forget,
+                validation=validation,
+                num_classes=start.num_classes,
+                objective=sum(losses) / len(losses) if losses else None,
+                interference=self.guard.total_interference,
+                gone=self._gone,
+            )
+        )
+        self._remember()
+        decision = self._stop(self.history)
+        if decision is not None and decision.fulfilled and self._objective.refine(forget, self.history[-1].alike):
+            return None
+        return decision
+
+    def _remember(self) -> None:
+        distance = self._stop.distance(self.history[-1])
+        if self._best is None or distance <= self._best[0]:
+            self._best = (distance, len(self.history) - 1, self.guard.state_dict())
+
+    def finish(self, decision: Decision | None) -> Outcome:
+        """Leave the model with the weights to keep, and say how it ended.
+
+        Args:
+            decision: The stop rule's; None if it was not met before the epochs ran out.
+        """
+        self.kept = len(self.history) - 1
+        if self._best is not None and (decision is None or decision.best):
+            self.kept = self._best[1]
+            self.guard.load_state_dict(self._best[2])
+        fulfilled = decision is not None and decision.fulfilled
+        reason = decision.reason if decision else "the epochs ran out before the stop rule was met"
+        return Outcome(fulfilled, reason, len(self.history) - 1, self._steps, self._skipped, tuple(self._notes(self.kept, fulfilled)))
+
+    def _notes(self, kept: int, fulfilled: bool) -> Iterable[str]:
+        before, after = self.history[0], self.history[kept]
+        if kept != len(self.history) - 1:
+            yield (
+                f"The weights after epoch {kept} are kept: of {len(self.history) - 1} epochs they are nearest to the goal."
+                if kept
+                else ("No epoch came nearer to the goal than the original: the weights are unchanged.")
+            )
+        if not fulfilled:
+            yield "The request is not fulfilled. Allow more epochs; if that does not help, train again on the retained data."
+        if before.validation is None:
+            yield "There was no validation data: no anchor held the answers, and what forgetting cost was not watched."
+        if before.kept is not None and after.kept is not None and (lost := before.kept.accuracy - after.kept.accuracy) > 0.01:
+            yield f"Validation accuracy on what should still work fell by {lost:.3f}."
+        if self._skipped:
+            yield f"{self._skipped} of {self._steps} steps were skipped: their gradients were not finite."
+
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """The history as records."""
+        return tuple(
+            CurvePoint(
+                step=epoch.step,
+                forget_accuracy=epoch.forget.accuracy,
+                forget_loss=epoch.forget.mean_loss,
+                validation_accuracy=epoch.kept.accuracy if epoch.kept else None,
+                validation_loss=epoch.kept.mean_loss if epoch.kept else None,
+                mia_auc=epoch.auc,
+                objective=epoch.objective,
+                interference=epoch.interference,
+            )
+            for epoch in self.history
+        )

@@ -1,0 +1,244 @@
+"""A fit that unlearns: what the callback sets up when it takes over, and takes down at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from pgu_lightning import distributed
+from pgu_lightning.evaluation.scores import Scores
+from pgu_lightning.mixin import question
+from pgu_lightning.passes import collect, score
+from pgu_lightning.projection import Projector, Spectrum, UpdateGuard
+from pgu_lightning.records import Interference, LayerRecord, MethodRecord, Outcome, Report, RequestRecord
+from pgu_lightning.requests import Split
+from pgu_lightning.statistics import Fulfilled, RetainSpace, fingerprint, named_layers, survey
+from pgu_lightning.stopping import Decision, Epoch
+from pgu_lightning.takeover import Takeover
+from pgu_lightning.unlearner import Settings, Unlearner
+
+
+class UnlearningFit:
+    """Connects one running fit with one ``Unlearner``: loaders, step, optimizer, scores, logs and report.
+
+    Args:
+        trainer: Of the fit.
+        module: Its LightningModule.
+        takeover: What bends the fit.
+        split: The training samples in two parts.
+        settings: The algorithm.
+        layers: Shell patterns of the layers to update; None: all that are protected.
+
+    Attributes:
+        space: The statistics of the retained data, once ``begin`` was called.
+    """
+
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        takeover: Takeover,
+        split: Split,
+        settings: Settings,
+        layers: Sequence[str] | None,
+    ) -> None:
+        self._trainer, self._module, self._takeover = trainer, module, takeover
+        self._split, self._settings, self._patterns = split, settings, layers
+        self._train, self._validation = takeover.train_loader(), takeover.validation_loader()
+        self._forget = over(split.forget, self._train)
+        self._decision: Decision | None = None
+        self._started = 0.0
+        self.space: RetainSpace
+        self._unlearner: Unlearner
+
+    def enter(self, protected: Sequence[str], running: bool) -> None:
+        """Replace loaders, step and optimizer.
+
+        Args:
+            protected: Names of the layers that may move.
+            running: Whether training has begun already.
+        """
+        rows, world = len(self._split.forget), self._trainer.world_size
+        batches = -(-rows // self._settings.batch_size)
+        local = -(-rows // (batches * world))
+        # With several batches each process must have as many: the few samples left over take their turn in another epoch's order.
+        draws = rows if batches == 1 else rows // world * world
+        loaders = {"forget": over(self._split.forget, self._train, local, distributed.SharedOrder(rows, draws))}
+        if self._validation is not None and self._settings.anchor:
+            data = self._validation.dataset
+            order = distributed.SharedOrder(len(data), batches * local * world)  # type: ignore[arg-type]
+            loaders["validation"] = over(data, self._validation, local, order)
+        if self._settings.trust_radius is not None:
+            # The step has a bound of its own, and its slope is measured with the gradient as it is.
+            self._takeover.assign(self._trainer, "gradient_clip_val", None)
+        self._takeover.enter(self._step, lambda: self._configure(protected), loaders, running)
+
+    def _layers(self, protected: Sequence[str]) -> dict[str, nn.Module]:
+        modules = dict(named_layers(self._module))
+        chosen = {layer.name for layer in survey(self._module, self._patterns) if layer.gram is not None}
+        return {name: modules[name] for name in protected if name in chosen}
+
+    def _configure(self, protected: Sequence[str]) -> Any:
+        parameters = [layer.get_parameter("weight") for layer in self._layers(protected).values()]
+        own = question(self._module, "configure_unlearning_optimizer")(parameters)
+        optimizer: Optimizer = self._settings.optimizer(parameters) if own is None else own
+        optimizer.register_step_post_hook(lambda *_: self._unlearner.after_step())
+        if self._settings.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._settings.scheduler(optimizer), "interval": "epoch"}}
+
+    def begin(self, space: RetainSpace, contains_forget: bool) -> None:
+        """Make the projectors and take down where the original model stands.
+
+        Args:
+            space: Statistics of the training data.
+            contains_forget: Whether the forget set is in them and has to be subtracted.
+        """
+        self._started = time.perf_counter()
+        module, trainer, split = self._module, self._trainer, self._split
+        if contains_forget:
+            forget = collect(module, self._forget, layers=list(space.protected), trainer=trainer, description="Collecting the forget set")
+            space = space.without(forget)
+        self.space = space
+        layers = self._layers(list(space.protected))
+        grams = {name: space.grams[str(space.protected[name].gram)] for name in layers}
+        projectors = {
+            name: Projector(Spectrum.of(gram), self._settings.rule, layers[name].get_parameter("weight")) for name, gram in grams.items()
+        }
+        self._unlearner = Unlearner(
+            self._settings,
+            split.kind,
+            UpdateGuard(layers, projectors, grams),
+            question(module, "unlearning_outputs"),
+            split.classes,
+            question(module, "unlearning_loss"),
+            trainer.precision_plugin.forward_context,
+        )
+        scores, probabilities = score(module, self._forget, trainer=trainer)
+        self._unlearner.start(scores, self._score_validation(), probabilities.shape[1])
+        sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
+        self._log({**_live(self._unlearner.history[0]), **sizes})
+
+    def set_modes(self) -> None:
+        """Eval mode; with dropout if the settings ask for it."""
+        self._module.eval()
+        if self._settings.dropout:
+            for part in self._module.modules():
+                if isinstance(part, nn.modules.dropout._DropoutNd):
+                    part.train()
+
+    def _step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        loss = self._unlearner.loss(batch["forget"], batch.get("validation"))
+        if self._module.automatic_optimization:
+            return loss
+        optimizer = self._module.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self._module.manual_backward(loss)
+        optimizer.step()  # type: ignore[union-attr]
+        return None
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Notice gradients that are not finite."""
+        self._unlearner.check_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]])
+
+    def end_epoch(self) -> float:
+        """Score, log, and end the fit if it is enough; returns the forget accuracy."""
+        scores, _ = score(self._module, self._forget, trainer=self._trainer)
+        self._decision = self._unlearner.end_epoch(scores, self._score_validation())
+        interference = {f"interference/{name}": value for name, value in self._unlearner.guard.interference().items()}
+        self._log({**_live(self._unlearner.history[-1]), **interference})
+        if self._trainer.strategy.reduce_boolean_decision(self._decision is not None):
+            self._takeover.end_fit()
+        return scores.accuracy
+
+    def finish(self) -> Report:
+        """Keep the right weights, let checkpoints keep them too, and report. ``space`` then belongs to the unlearned model."""
+        outcome = self._unlearner.finish(self._decision)
+        seconds = time.perf_counter() - self._started
+        self.space = self.space.fulfil(Fulfilled(self._split.kind, self._split.digest, self._split.entries()), fingerprint(self._module))
+        return self._report(outcome, seconds)
+
+    def _score_validation(self) -> Scores | None:
+        return None if self._validation is None else score(self._module, self._validation, trainer=self._trainer)[0]
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        for logger in self._trainer.loggers:
+            logger.log_metrics(dict(values), step=self._trainer.global_step)
+
+    def _report(self, outcome: Outcome, seconds: float) -> Report:
+        unlearner, split, settings = self._unlearner, self._split, self._settings
+        used = {"objective": settings.objective_for(split.kind), "stop": settings.stop_for(split.kind)}
+        values = {item.name: used.get(item.name, getattr(settings, item.name)) for item in dataclasses.fields(settings)}
+        return Report(
+            request=RequestRecord(split.kind, len(split.forget), split.digest, split.classes),
+            method=MethodRecord("pgu", uses_retain_data=False, settings={name: repr(value) for name, value in values.items()}),
+            models={"original": _metrics(unlearner.history[0]), "unlearned": _metrics(unlearner.history[unlearner.kept])},
+            outcome=outcome,
+            interference=Interference(unlearner.guard.total_interference, unlearner.guard.interference()),
+            layers={name: LayerRecord(p.dim, p.rank, p.free, p.clamped) for name, p in unlearner.guard.projectors.items()},
+            frozen=self.space.frozen,
+            seconds={"unlearn": seconds},
+            curve=unlearner.curve,
+            environment=environment(self._module.device, self._trainer.world_size),
+        )
+
+
+def over(
+    dataset: Dataset[Any], like: DataLoader[Any], batch_size: int | None = None, sampler: Any = None, shuffle: bool = False
+) -> DataLoader[Any]:
+    """A loader of ``dataset`` with another one's collate function and workers, and its batch size unless another is given."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size or like.batch_size or 128,
+        sampler=sampler,
+        shuffle=shuffle,
+        collate_fn=like.collate_fn,
+        num_workers=like.num_workers,
+        pin_memory=like.pin_memory,
+        multiprocessing_context=like.multiprocessing_context,
+        persistent_workers=like.num_workers > 0,
+    )
+
+
+def environment(device: torch.device, processes: int) -> dict[str, str]:
+    """Versions and hardware, for the report."""
+    names = ("pgu-lightning", "torch", "lightning")
+    return {
+        **{name: version(name) for name in names},
+        "python": platform.python_version(),
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "processes": str(processes),
+    }
+
+
+def _live(epoch: Epoch) -> dict[str, float]:
+    values = {
+        "unlearning/step": float(epoch.step),
+        "forget/accuracy": epoch.forget.accuracy,
+        "forget/loss": epoch.forget.mean_loss,
+        "interference/total": epoch.interference,
+    }
+    if epoch.kept is not None:
+        values |= {"validation/accuracy": epoch.kept.accuracy, "validation/loss": epoch.kept.mean_loss}
+    if epoch.auc is not None:
+        values["forget/mia_auc"] = epoch.auc
+    return values
+
+
+def _metrics(epoch: Epoch) -> dict[str, float]:
+    values = {"forget_accuracy": epoch.forget.accuracy}
+    if epoch.kept is not None:
+        values["validation_accuracy"] = epoch.kept.accuracy
+    if epoch.auc is not None:
+        values["mia_auc"] = epoch.auc
+    return values
