@@ -33,7 +33,7 @@ class Objective(Protocol):
         """The mean loss over a batch of the forget set; logits (rows, classes), target (rows,)."""
 
     def refine(self, forget: Scores, validation: Scores | None) -> bool:
-        """Asked when the stop rule is met: set a further goal and return True, or return False.
+        """Asked when the stop rule is met and its decision says so: set a further goal and return True, or return False.
 
         Args:
             forget: The forget set under the present model.

@@ -140,9 +140,10 @@ def forward_pass(
                 before(batch)
                 use(*outputs(batch))
             else:
-                batch = trainer.strategy.batch_to_device(batch)
+                batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                 before(batch)
-                with trainer.precision_plugin.forward_context():
+                # Without autocast, so that what was collected under one precision can be subtracted from what was under another.
+                with trainer.precision_plugin.forward_context(), torch.autocast(device.type, enabled=False):
                     use(*outputs(batch))
 
 

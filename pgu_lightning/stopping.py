@@ -64,11 +64,13 @@ class Decision:
         reason: In words.
         fulfilled: Whether the request is fulfilled.
         best: Keep the weights nearest to the goal instead of the last ones.
+        refine: Ask the objective for a further goal first, and go on if it has one.
     """
 
     reason: str
     fulfilled: bool
     best: bool = False
+    refine: bool = False
 
 
 class StopRule(Protocol):
@@ -127,7 +129,7 @@ class Forgotten:
         errors = 0.0 if now.gone or now.validation is None else (1 - now.validation.accuracy) / (now.num_classes - 1)
         if not _below(now, self.loss) or now.forget.accuracy > errors:
             return None
-        return Decision(f"forget accuracy {now.forget.accuracy:.3f} is at most {errors:.3f}", fulfilled=True)
+        return Decision(f"forget accuracy {now.forget.accuracy:.3f} is at most {errors:.3f}", fulfilled=True, refine=True)
 
     def distance(self, epoch: Epoch) -> float:
         """The forget accuracy."""

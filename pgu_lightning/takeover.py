@@ -169,8 +169,9 @@ class Takeover:
                     "step": torch.tensor(self._trainer.global_step),
                 }
                 path = callback.best_model_path or callback.format_checkpoint_name(metrics)
-                self._trainer.save_checkpoint(path, callback.save_weights_only)
                 callback.best_model_path = path
+                for saved in {path, callback.last_model_path} - {""}:
+                    self._trainer.save_checkpoint(saved, callback.save_weights_only)
 
 
 def _part_by_part(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -243,7 +243,7 @@ class Unlearner:
         )
         self._remember()
         decision = self._stop(self.history)
-        if decision is not None and decision.fulfilled and self._objective.refine(forget, self.history[-1].alike):
+        if decision is not None and decision.refine and self._objective.refine(forget, self.history[-1].alike):
             return None
         return decision
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pgu_lightning.files import digest
 from pgu_lightning.records import Histogram, Report
-from pgu_lightning.report.table import models_of, number
+from pgu_lightning.report.table import in_order, number
 
 INK = "#767677"  # text and axes: readable on white and on black; to_svg turns it into the colour of the text around
 FORGET, OTHER, REFERENCE = "#d9632a", "#2f86d6", "#1f9e77"  # 3:1 and more on white and on black
@@ -25,11 +23,11 @@ _WIDTH = 7.2  # inches
 
 
 def accuracy_curve(report: Report) -> Figure | None:
-    """Accuracy and loss of forget and validation data over the unlearning steps, the retrained model's accuracy dashed; None without a curve."""
+    """Accuracy and loss of forget and validation data over the steps, the retrained model's accuracy dashed; None without a curve."""
     points = report.curve
     if not points:
         return None
-    figure, (top, bottom) = _figure(5.2, 2, sharex=True)
+    figure, (top, bottom) = _figure(5.2, 2)
     for ax, quantity in ((top, "accuracy"), (bottom, "loss")):
         for part, colour, marker in (("forget", FORGET, "o"), ("validation", OTHER, "s")):
             values = [(point.step, getattr(point, f"{part}_{quantity}")) for point in points]
@@ -41,25 +39,24 @@ def accuracy_curve(report: Report) -> Figure | None:
         top.axhline(level, color=REFERENCE, linestyle="--", linewidth=1.5, label="forget, retrained model")
     top.set(ylabel="accuracy", ylim=(-0.03, 1.03))
     bottom.set(ylabel="loss", xlabel="unlearning steps")
-    _logarithmic(bottom.yaxis, [value for point in points for value in (point.forget_loss, point.validation_loss) if value is not None])
+    _logarithmic(bottom, "y", [value for point in points for value in (point.forget_loss, point.validation_loss) if value is not None])
     _legend(top)
     return figure
 
 
 def loss_histograms(report: Report) -> Figure | None:
     """Per-example loss of forget against test samples, one panel a model on common axes; None without histograms."""
-    panels = [model for model in models_of(report) if report.histograms.get(model)]
-    panels += [model for model, sets in report.histograms.items() if sets and model not in panels]
+    panels = in_order(model for model, sets in report.histograms.items() if sets)
     if not panels:
         return None
-    figure, axes = _figure(0.7 + 1.5 * len(panels), len(panels), sharex=True, sharey=True)
+    figure, axes = _figure(0.7 + 1.5 * len(panels), len(panels), sharey=True)
     for ax, model in zip(axes, panels, strict=True):
         for name, histogram in report.histograms[model].items():
             _stairs(ax, name, histogram)
         ax.set_ylabel("share")
         ax.set_title(model, loc="left", fontsize=10, color=INK, parse_math=False)
     axes[-1].set_xlabel("loss of a sample")
-    _logarithmic(axes[-1].xaxis, [edge for sets in report.histograms.values() for histogram in sets.values() for edge in histogram.edges])
+    _logarithmic(axes[-1], "x", [edge for sets in report.histograms.values() for histogram in sets.values() for edge in histogram.edges])
     _legend(axes[0])
     return figure
 
@@ -72,9 +69,11 @@ def interference_bars(report: Report) -> Figure | None:
     figure, ax = _bars(values)
     ax.barh(range(len(values)), list(values.values()), height=0.6, color=OTHER)
     ax.set_xlabel("interference")
-    _logarithmic(ax.xaxis, [scaled for value in values.values() if value > 0 for scaled in (value / 2, value * 10)])  # room for the figures
+    _logarithmic(ax, "x", [scaled for value in values.values() if value > 0 for scaled in (value / 2, value * 10)])  # room for the figures
     for place, value in enumerate(values.values()):
-        ax.text(max(value, ax.get_xlim()[0]), place, f" {number(value)}", va="center", color=INK, fontsize=9)
+        ax.annotate(
+            number(value), (max(value, ax.get_xlim()[0]), place), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=9
+        )
     return figure
 
 
@@ -119,9 +118,9 @@ def _with_prefix(key: str, value: str, prefix: str) -> str:
     return value.replace("#", f"#{prefix}-", 1) if value.startswith(("#", "url(#")) else value
 
 
-def _figure(height: float, rows: int, **shared: bool) -> tuple[Figure, Sequence[Axes]]:
+def _figure(height: float, rows: int, sharey: bool = False) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes: Any = figure.subplots(rows, squeeze=False, **shared)[:, 0]
+    axes: Sequence[Axes] = figure.subplots(rows, squeeze=False, sharex=True, sharey=sharey)[:, 0].tolist()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(INK)
@@ -143,21 +142,21 @@ def _bars(names: Collection[str]) -> tuple[Figure, Axes]:
 
 
 def _stairs(ax: Axes, name: str, histogram: Histogram) -> None:
-    total = max(sum(histogram.counts), 1)
-    colour = FORGET if name == "forget" else OTHER
-    ax.stairs([count / total for count in histogram.counts], histogram.edges, color=colour, fill=True, alpha=0.25)
-    ax.stairs([count / total for count in histogram.counts], histogram.edges, color=colour, linewidth=1.5, label=name)
+    total, colour = sum(histogram.counts), FORGET if name == "forget" else OTHER
+    shares = [count / max(total, 1) for count in histogram.counts]
+    ax.stairs(shares, histogram.edges, color=colour, fill=True, alpha=0.25)
+    ax.stairs(shares, histogram.edges, color=colour, linewidth=1.5, label=f"{name}, {total:,} samples")
 
 
-def _logarithmic(axis: Axis, values: Collection[float]) -> None:
+def _logarithmic(ax: Axes, which: str, values: Collection[float]) -> None:
     """A log scale over whole decades, if all values are positive."""
     if not values or min(values) <= 0:
         return
-    axis._set_axes_scale("log")
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    ax.set(**{f"{which}scale": "log", f"{which}lim": (10.0**low, 10.0 ** max(high, low + 1))})
+    axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    axis.set_view_interval(10.0**low, 10.0 ** max(high, low + 1), ignore=True)
 
 
 def _legend(ax: Axes) -> None:

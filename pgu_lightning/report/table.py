@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -25,10 +25,10 @@ METRIC_MEANINGS = {
     "test_accuracy": "Share of the test samples that should still work and get the right label.",
     "forget_test_accuracy": "Share of the test samples of the forgotten classes that still get their label.",
     "validation_accuracy": "Share of the validation samples that should still work and get the right label.",
-    "mia_auc": "How well the loss alone tells the samples to forget from samples that the model never saw: 0.5 is not at all, 1 is perfectly.",
+    "mia_auc": "How well the loss tells the samples to forget from samples that the model never saw: 0.5 is not at all, 1 is perfectly.",
 }
 MODELS = ("original", "unlearned", "retrained")
-KINDS = {"class": "all samples of a class", "samples": "single samples", "poison": "samples with wrong labels"}
+KINDS = {"class": "whole classes", "samples": "single samples", "poison": "samples with wrong labels"}
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,21 @@ class Row:
     gap: float | None
 
 
-def models_of(report: Report) -> list[str]:
-    """The models that were measured: original, unlearned, retrained, then any other."""
-    return sorted(report.models, key=lambda name: (MODELS.index(name) if name in MODELS else len(MODELS)))
+def in_order(models: Iterable[str]) -> list[str]:
+    """Original, unlearned, retrained, then any other.
+
+    Example:
+        >>> in_order(["other", "retrained", "original"])
+        ['original', 'retrained', 'other']
+    """
+    return _sorted(models, MODELS)
 
 
 def rows(report: Report) -> list[Row]:
     """One row a metric: those of ``METRIC_NAMES`` in that order, then any other."""
-    measured = [metric for metrics in report.models.values() for metric in metrics]
     result = []
-    for metric in sorted(dict.fromkeys(measured), key=lambda name: (list(METRIC_NAMES).index(name) if name in METRIC_NAMES else len(METRIC_NAMES))):
-        values = {model: report.models[model][metric] for model in models_of(report) if metric in report.models[model]}
+    for metric in _sorted((metric for metrics in report.models.values() for metric in metrics), tuple(METRIC_NAMES)):
+        values = {model: report.models[model][metric] for model in in_order(report.models) if metric in report.models[model]}
         gap = abs(values["unlearned"] - values["retrained"]) if {"unlearned", "retrained"} <= values.keys() else None
         result.append(Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap))
     return result
@@ -68,12 +72,12 @@ def number(value: float | None) -> str:
     """Three decimals where that says something, else three digits; a dash for None.
 
     Example:
-        >>> [number(value) for value in (0.98765, 0.0, 0.000123456, 1.5e-7, 12.3456, None)]
-        ['0.988', '0.000', '0.000123', '1.5e-07', '12.346', '–']
+        >>> [number(value) for value in (0.98765, 0.0, 0.00123456, 1.5e-7, 12.3456, None)]
+        ['0.988', '0.000', '0.00123', '1.5e-07', '12.346', '-']
     """
     if value is None:
-        return "–"
-    return f"{value:.3g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+        return "-"
+    return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def class_name(report: Report, label: int) -> str:
@@ -94,16 +98,17 @@ def headline(report: Report) -> str:
     """What was asked, in one line."""
     request = report.request
     classes = ", ".join(class_name(report, label) for label in request.classes)
-    return f"Forget {KINDS.get(request.kind, request.kind)}{f': {classes}' if classes else ''} ({request.size:,} training samples), by {report.method.name}"
+    what = KINDS.get(request.kind, request.kind) + (f": {classes}" if classes else "")
+    return f"Forget {what} ({request.size:,} training samples), by {report.method.name}"
 
 
 def comparison_table(report: Report) -> Table:
     """The models side by side, one row a metric, and below it what the run cost.
 
     Args:
-        report: Retrained model, outcome and floor may be missing; metrics that have no entry in ``METRIC_NAMES`` are shown under their own name.
+        report: Retrained model, outcome and floor may be missing; metrics that are not in ``METRIC_NAMES`` are shown under their own name.
     """
-    models = models_of(report)
+    models = in_order(report.models)
     with_gap = "unlearned" in models and "retrained" in models
     table = Table(min_width=72, caption=Text("\n".join(_closing(report)), justify="left"), caption_justify="left")
     table.add_column("measured")
@@ -145,3 +150,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(comparison_table(report))
     for note in report.outcome.notes if report.outcome else ():
         console.print(Text(f"Note: {note}"))
+
+
+def _sorted(names: Iterable[str], known: tuple[str, ...]) -> list[str]:
+    """Each name once: the known ones in their order, then the others as they come."""
+    return sorted(dict.fromkeys(names), key=lambda name: known.index(name) if name in known else len(known))

@@ -1,0 +1,54 @@
+"""One file that a data-protection officer and an engineer can read, without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pgu_lightning.files import atomic_write
+from pgu_lightning.records import Report
+from pgu_lightning.report import plots
+from pgu_lightning.report.table import KINDS, METRIC_MEANINGS, class_name, headline, in_order, number, rows
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_TEMPLATES.filters |= {
+    "number": number,
+    "in_order": in_order,
+    "json": lambda value: json.dumps(value, indent=2, default=str, ensure_ascii=False),
+}
+
+
+def render_html(report: Report) -> str:
+    """The report as one HTML page: style, figures and pictures inside, no script, no request to anywhere."""
+    figures = {
+        figure.__name__: figure(report)
+        for figure in (plots.accuracy_curve, plots.loss_histograms, plots.interference_bars, plots.rank_bars)
+    }
+    return _TEMPLATES.get_template("report.html.jinja").render(
+        report=report,
+        headline=headline(report),
+        kind=KINDS.get(report.request.kind, report.request.kind),
+        rows=rows(report),
+        models=in_order(report.models),
+        meanings=METRIC_MEANINGS,
+        label_name=lambda label: class_name(report, label),
+        figures={name: plots.to_svg(figure) for name, figure in figures.items() if figure is not None},
+    )
+
+
+def write_html(report: Report, path: str | Path) -> Path:
+    """Write ``report.html`` atomically.
+
+    Args:
+        report: What to write.
+        path: Where.
+
+    Returns:
+        ``path``.
+    """
+    page = render_html(report)
+    return atomic_write(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))

@@ -1,0 +1,160 @@
+"""Reports made by hand: one with everything, one with as little as may be."""
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from pgu_lightning.records import (
+    Answer,
+    CurvePoint,
+    Example,
+    Histogram,
+    Interference,
+    LayerRecord,
+    MethodRecord,
+    Outcome,
+    Report,
+    RequestRecord,
+)
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def minimal() -> Report:
+    """A method without steps, nothing but two models' accuracy."""
+    return Report(
+        request=RequestRecord("samples", 5, "e" * 64),
+        method=MethodRecord("retrain", uses_retain_data=True),
+        models={"unlearned": {"forget_accuracy": 0.25}, "original": {"forget_accuracy": 1.0}},
+    )
+
+
+def rich() -> Report:
+    """A class request with every optional part and figures with many digits."""
+    return Report(
+        request=RequestRecord("class", 1234, "0123456789abcdef" * 4, classes=(1,)),
+        method=MethodRecord("pgu", uses_retain_data=False, settings={"rule": "Soft(damping=0.01)", "anchor": 1.0}),
+        models={
+            "retrained": {
+                "forget_accuracy": 0.0,
+                "retain_accuracy": 0.98765,
+                "test_accuracy": 0.91234,
+                "forget_test_accuracy": 0.0,
+                "mia_auc": 0.5123,
+            },
+            "original": {
+                "forget_accuracy": 0.99912,
+                "retain_accuracy": 0.99876,
+                "test_accuracy": 0.9,
+                "forget_test_accuracy": 0.94,
+                "mia_auc": 0.5634,
+            },
+            "unlearned": {
+                "forget_accuracy": 0.00123456,
+                "retain_accuracy": 0.97531,
+                "test_accuracy": 0.90876,
+                "forget_test_accuracy": 0.0101,
+                "mia_auc": 0.5045,
+                "relearn_steps": 0.333,
+            },
+        },
+        outcome=Outcome(
+            True, "forget accuracy 0.001 is at most 0.002", 12, 48, 2, ("2 of 48 steps were skipped: their gradients were not finite.",)
+        ),
+        average_gap=0.00729312,
+        floor=0.00312345,
+        interference=Interference(
+            1.23456e-4, {"features.0": 3.21e-5, "features.3": 0.0, "blocks.0.attention.output.projection": 4.56789e-3}
+        ),
+        layers={
+            "features.0": LayerRecord(9, 7, 2, 0.0),
+            "features.3": LayerRecord(216, 98, 118, 1.5e-4),
+            "blocks.0.attention.output.projection": LayerRecord(4608, 1200, 3408, 0.012345),
+        },
+        frozen={"norm1": "BatchNorm2d is not a layer whose input rows are known", "head": "its weight is tied to embed"},
+        seconds={"train": 123.456, "collect": 2.5, "unlearn": 4.0625, "retrain": 120.75},
+        curve=tuple(curve()),
+        histograms=histograms(),
+        examples=tuple(
+            Example(
+                f"{index:x}" * 64,
+                1,
+                picture(index),
+                {"unlearned": Answer(0, 0.41234), "original": Answer(1, 0.99951), "retrained": Answer(2, 0.5)},
+            )
+            for index in range(1, 7)
+        ),
+        class_names=("T-shirt/top", "Trouser", "Pullover"),
+        environment={"torch": "2.13.0", "device": "cpu"},
+        config={"seed": 7, "method": {"name": "pgu", "rule": {"damping": 0.01}}},
+        seed=7,
+    )
+
+
+def unfulfilled() -> Report:
+    """The epochs ran out."""
+    notes = (
+        "The weights after epoch 9 are kept: of 12 epochs they are nearest to the goal.",
+        "The request is not fulfilled. Allow more epochs; if that does not help, train again on the retained data.",
+    )
+    return rich().replace(outcome=Outcome(False, "the epochs ran out before the stop rule was met", 12, 48, 0, notes))
+
+
+def hostile() -> Report:
+    """Names that would run as a script, end an attribute, read as markup or as mathematics."""
+    report = rich()
+    evil = f'"x={HOSTILE}&[bold] $\\frac$ $'
+    metrics = dict(report.models["original"])
+    return report.replace(
+        method=MethodRecord(evil, uses_retain_data=False, settings={evil: evil}),
+        models={**report.models, evil: {**metrics, evil: 0.5}},
+        outcome=Outcome(False, evil, 1, 1, 0, (evil,)),
+        interference=Interference(0.5, {evil: 0.5}),
+        layers={evil: LayerRecord(4, 1, 3)},
+        frozen={evil: evil},
+        seconds={evil: 1.0},
+        histograms={evil: {evil: Histogram((0.0, 1.0, 2.0), (0, 0))}},
+        examples=(Example(evil, 1, picture(1), {evil: Answer(1, 0.5)}), Example(evil, 9, "", {})),
+        class_names=(evil, evil),
+        environment={evil: evil},
+        config={evil: [evil]},
+    )
+
+
+def curve() -> list[CurvePoint]:
+    """Forgetting in twelve passes; the objective is not known before the first."""
+    return [
+        CurvePoint(
+            step=4 * epoch,
+            forget_accuracy=0.99912 * 0.55**epoch,
+            forget_loss=0.0123 * 1.7**epoch,
+            validation_accuracy=0.9 - 0.001 * epoch,
+            validation_loss=0.31 + 0.004 * epoch,
+            mia_auc=0.56 - 0.005 * epoch,
+            objective=5 * 0.6**epoch if epoch else None,
+            interference=1e-5 * epoch,
+        )
+        for epoch in range(13)
+    ]
+
+
+def histograms() -> dict[str, dict[str, Histogram]]:
+    """Log-normal losses; forget and test lie apart for the original only."""
+    generator = np.random.default_rng(0)
+    edges = np.logspace(-5, 2, 41)
+    centres = {"original": (-2.5, -1.0), "unlearned": (0.6, -0.9), "retrained": (0.7, -0.9)}
+
+    def histogram(centre: float, size: int) -> Histogram:
+        return Histogram(tuple(edges.tolist()), tuple(np.histogram(10 ** generator.normal(centre, 0.6, size), edges)[0].tolist()))
+
+    return {model: {"forget": histogram(forget, 1234), "test": histogram(test, 1000)} for model, (forget, test) in centres.items()}
+
+
+def picture(seed: int) -> str:
+    """A PNG of 8 x 8 grey pixels as data URI."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
