@@ -134,7 +134,8 @@ def forward_pass(
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     shows = distributed.rank() == 0 and (trainer is None or trainer.progress_bar_callback is not None)
     with _undisturbed(module):
-        for batch in tqdm(exact_loader(loader), desc=description, leave=False, disable=not shows, dynamic_ncols=True):
+        # Nothing is shown of a pass that takes less than a second, or where nobody looks.
+        for batch in tqdm(exact_loader(loader), desc=description, leave=False, delay=1, disable=None if shows else True):
             if trainer is None:
                 batch = move_data_to_device(batch, device)
                 before(batch)

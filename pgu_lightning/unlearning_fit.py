@@ -111,14 +111,12 @@ class UnlearningFit:
             space = space.without(forget)
         self.space = space
         layers = self._layers(list(space.protected))
-        grams = {name: space.grams[str(space.protected[name].gram)] for name in layers}
-        projectors = {
-            name: Projector(Spectrum.of(gram), self._settings.rule, layers[name].get_parameter("weight")) for name, gram in grams.items()
-        }
+        spectra = {name: Spectrum.of(space.grams[str(space.protected[name].gram)]) for name in layers}
+        projectors = {name: Projector(spectrum, self._settings.rule, layers[name].get_parameter("weight")) for name, spectrum in spectra.items()}
         self._unlearner = Unlearner(
             self._settings,
             split.kind,
-            UpdateGuard(layers, projectors, grams),
+            UpdateGuard(layers, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}),
             question(module, "unlearning_outputs"),
             split.classes,
             question(module, "unlearning_loss"),

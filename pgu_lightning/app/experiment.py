@@ -32,6 +32,7 @@ from pgu_lightning.passes import score
 from pgu_lightning.records import MethodRecord, Report, RequestRecord, average_gap
 from pgu_lightning.report import define_metrics, log_report, print_report, write_html
 from pgu_lightning.requests import ForgetRequest, Split
+from pgu_lightning.statistics import RetainSpace
 from pgu_lightning.unlearning_fit import environment, over
 
 Scored = Mapping[str, tuple[Scores, Tensor]]
@@ -67,11 +68,16 @@ class Task:
         trainer: L.Trainer = instantiate(self.config.trainer, **arguments)
         return trainer
 
-    def load(self, name: str | Path) -> Classifier:
-        """A trained model from a file of the run."""
+    def load(self, path: Path) -> Classifier:
+        """A trained model."""
         model = self.untrained()
-        model.load_state_dict(torch.load(self.output / name, map_location="cpu", weights_only=True)["state_dict"])
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
         return model
+
+    def public_config(self) -> dict[str, Any]:
+        """The resolved configuration without the names of those to forget: they are personal data, and the request's digest stands for them."""
+        content: dict[str, Any] = OmegaConf.to_container(self.config, resolve=True)  # type: ignore[assignment]
+        return {**content, "forget": {name: value for name, value in content["forget"].items() if name not in ("ids", "indices")}}
 
     def key(self, seed: int, positions: Tensor | None) -> dict[str, Any]:
         """All that determines a trained model."""
@@ -102,7 +108,7 @@ def run(config: DictConfig, output: Path) -> Report:
     task, cache = prepare(config, output), Cache(Path(config.cache))
     seconds = train_original(task, cache)
     report = forget(task)
-    models = {"original": task.load("original.ckpt"), "unlearned": task.load("unlearned.ckpt")}
+    models = {"original": task.load(task.output / "original.ckpt"), "unlearned": task.load(task.output / "unlearned.ckpt")}
     if config.reference:
         models["retrained"], seconds["retrain"] = train_reference(task, cache, config.seed + 10_000)
     if config.floor:
@@ -152,11 +158,11 @@ def forget(task: Task) -> Report:
     L.seed_everything(config.seed, verbose=False)
     for logger in task.loggers:
         if isinstance(logger, WandbLogger) and distributed.rank() == 0:
-            define_metrics(logger.experiment)
-            logger.experiment.config.update(OmegaConf.to_container(config, resolve=True))
+            define_metrics(logger.experiment, RetainSpace.load(task.output / "retain.safetensors").protected)
+            logger.experiment.config.update(task.public_config())
     method: Method = instantiate(config.method)
     job = Job(
-        module=task.load("original.ckpt"),
+        module=task.load(task.output / "original.ckpt"),
         untrained=task.untrained,
         data=task.data,
         request=task.request,
@@ -217,7 +223,7 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
         histograms=loss_histograms({name: {part: scores[name][part] for part in ("forget", "test")} for name in shown}),
         examples=gallery(task.split, {name: scored[name]["forget"][1] for name in shown}, task.config.examples),
         class_names=task.data.class_names,
-        config=OmegaConf.to_container(task.config, resolve=True),
+        config=task.public_config(),
         seed=task.config.seed,
     )
     if distributed.rank() == 0:
@@ -226,7 +232,7 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
         print_report(report)
         for logger in task.loggers:
             if isinstance(logger, WandbLogger):
-                log_report(logger.experiment, report, task.output / "report.html")
+                log_report(logger.experiment, report)
                 logger.experiment.finish()
         print(f"{task.output / 'report.html'}")
     return report

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pgu_lightning.projection.projector import Projector
-from pgu_lightning.statistics.gram import Gram
 from pgu_lightning.statistics.layers import as_matrix
 
 Update = Mapping[str, Tensor]
@@ -26,19 +25,19 @@ class UpdateGuard:
     Args:
         layers: The modules to guard, by name; their ``weight`` is written to.
         projectors: One a layer.
-        grams: What the retained data sends into each layer.
+        matrices: The retained data's Gram matrix of each layer, (groups, dim, dim), without negative eigenvalues.
 
     Attributes:
         projectors: As given.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], projectors: Mapping[str, Projector], grams: Mapping[str, Gram]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], projectors: Mapping[str, Projector], matrices: Mapping[str, Tensor]) -> None:
         self._layers = dict(layers)
         self._weights = {name: _weight(layer) for name, layer in layers.items()}
         self.projectors = projectors
         self._original = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._change = {name: torch.zeros_like(weight) for name, weight in self._original.items()}
-        self._grams = {name: grams[name].matrix.to(weight.device, _matrix_type(weight)) for name, weight in self._original.items()}
+        self._matrices = {name: matrices[name].to(weight.device, _matrix_type(weight)) for name, weight in self._original.items()}
         self._energy = self.response(self._original)
 
     def gradient_product(self, update: Update) -> float:
@@ -50,8 +49,8 @@ class UpdateGuard:
         return {name: self._response(name, change) for name, change in update.items()}
 
     def _response(self, name: str, change: Tensor) -> float:
-        matrix = as_matrix(self._layers[name], change).to(self._grams[name].dtype)
-        return float(((matrix @ self._grams[name]) * matrix).sum())
+        matrix = as_matrix(self._layers[name], change).to(self._matrices[name].dtype)
+        return float(((matrix @ self._matrices[name]) * matrix).sum())
 
     def relative(self, update: Update) -> float:
         """Sum tr(D M D^T) / sum tr(W M W^T): squared change of the response to the retained data, relative to the original response."""

@@ -46,3 +46,8 @@ class Spectrum:
         mass = float(values.abs().sum())
         clamped = float(values.clamp(max=0).abs().sum()) / mass if mass else 0.0
         return cls(values.clamp(min=0), vectors, clamped)
+
+    @property
+    def matrix(self) -> Tensor:
+        """V diag(values) V^T, the Gram matrix without what was clamped, (groups, dim, dim)."""
+        return (self.vectors * self.values[:, None, :]) @ self.vectors.mT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -24,18 +25,26 @@ LIVE_METRICS = {
     "validation/loss": "mean loss on the same",
     "forget/mia_auc": "membership AUC of the forget set against validation data of the same kind",
     "interference/total": "relative squared change of the response to the retained data",
-    "interference/*": "the same for each layer",
-    "rank/*": "protected directions of each layer",
-    "free/*": "free directions of each layer",
+    "interference/<layer>": "the same for each layer",
+    "rank/<layer>": "protected directions of each layer",
+    "free/<layer>": "free directions of each layer",
 }
-"""What the callback logs while unlearning, through Lightning's logger, over ``STEP``; ``*`` stands for a layer's name."""
+"""What the callback logs while unlearning, through Lightning's logger, over ``STEP``."""
 
 
-def define_metrics(run: Run) -> None:
-    """Plot the live metrics over unlearning steps and keep their smallest and last values. Call it before the first is logged."""
+def define_metrics(run: Run, layers: Iterable[str] = ()) -> None:
+    """Plot the live metrics over unlearning steps and keep their smallest and last values. Call it before the first is logged.
+
+    Args:
+        run: A live run.
+        layers: Names of the layers that may change. Each is defined by its name: of two patterns wandb takes the first, and Lightning's logger
+            has defined ``*`` before.
+    """
     run.define_metric(STEP)
     for name in LIVE_METRICS:
-        run.define_metric(name, step_metric=STEP, summary="min,last")
+        for layer in layers if "<layer>" in name else ("",):
+            metric = name.replace("<layer>", layer).replace(".", r"\.")  # a bare dot would be a path into a nested value
+            run.define_metric(metric, step_metric=STEP, summary="min,last")
 
 
 def log_report(run: Run, report: Report) -> None:

@@ -29,7 +29,9 @@ def says(cell, value):
     return abs(float(cell) - value) <= (0.0005001 if value >= 0.01 else 0.005001 * value)
 
 
-@pytest.mark.parametrize("report", [rich(), minimal(), rich().replace(models={"unlearned": {"mia_auc": 0.5}, "retrained": {"mia_auc": 0.51}})])
+@pytest.mark.parametrize(
+    "report", [rich(), minimal(), rich().replace(models={"unlearned": {"mia_auc": 0.5}, "retrained": {"mia_auc": 0.51}})]
+)
 def test_every_cell_is_the_reports_value(report):
     heading, *body = cells_of(report)
     models = [model for model in ("original", "unlearned", "retrained") if model in report.models]
