@@ -31,10 +31,20 @@ test: lint ## Everything that CI checks (under ten minutes)
 test-slow: $(STAMP) ## The tests that take longer
 	$(BIN)/python -m pytest -m slow
 
+ECOSYSTEM := .venv-ecosystem
+
+$(ECOSYSTEM)/.installed: pyproject.toml setup.cfg
+	$(PYTHON) -m venv $(ECOSYSTEM)
+	$(ECOSYSTEM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 --editable '.[test,vision]'
+	@touch $@
+
+test-ecosystem: $(ECOSYSTEM)/.installed ## The tests again beside torchvision and timm, on the newest torch they need, with those that use them
+	$(ECOSYSTEM)/bin/python -m pytest -m 'not slow'
+
 bench: $(STAMP) ## Speed of collecting and projecting against a plain baseline in the same run
 	$(BIN)/python benchmarks/gram.py
 
 clean: ## Remove what was built here
 	rm -rf .venv .venv-ecosystem build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help install demo lint test test-slow bench clean
+.PHONY: help install demo lint test test-slow test-ecosystem bench clean

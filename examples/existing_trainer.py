@@ -73,10 +73,8 @@ def trainer(max_epochs, callback):
 
 def tell(use, report):
     before, after = report.models["original"], report.models["unlearned"]
-    print(
-        f"{use}: forget accuracy {before['forget_accuracy']:.3f} -> {after['forget_accuracy']:.3f}, "
-        f"validation accuracy on the rest {before['validation_accuracy']:.3f} -> {after['validation_accuracy']:.3f} ({report.outcome.reason})"
-    )
+    changes = [f"{before[name]:.3f} -> {after[name]:.3f}" for name in ("forget_accuracy", "validation_accuracy")]
+    print(f"{use}: forget accuracy {changes[0]}, validation accuracy {changes[1]} ({report.outcome.reason})")
 
 
 def main(folder):

@@ -79,8 +79,8 @@ class PGUCallback(L.Callback):
             raise ValueError("retain_space and switch_at_epoch say how to forget: give forget=ForgetRequest(...) too.")
         if forget is not None and (retain_space is None) == (switch_at_epoch is None):
             raise ValueError(
-                "To forget in a fit of its own give retain_space=, the statistics of the trained model; to learn first in the same fit give "
-                "switch_at_epoch=. Exactly one of them."
+                "To forget in a fit of its own give retain_space=, the statistics of the trained model; to learn first in the same fit "
+                "give switch_at_epoch=. Exactly one of them."
             )
         if switch_at_epoch is not None and switch_at_epoch < 1:
             raise ValueError(
@@ -128,8 +128,8 @@ class PGUCallback(L.Callback):
         collected = self.space.provenance.samples
         if not self._request.everything and samples != collected and not self.space.provenance.fulfilled:
             raise ValueError(
-                f"The retain space holds {collected} samples, the training loader has {samples}. If the retained data is gone, give a loader of the "
-                "forget set alone and ForgetRequest(everything=True)."
+                f"The retain space holds {collected} samples, the training loader has {samples}. If the retained data is gone, give a "
+                "loader of the forget set alone and ForgetRequest(everything=True)."
             )
 
     def _check_switch(self, trainer: L.Trainer) -> None:
@@ -163,7 +163,7 @@ class PGUCallback(L.Callback):
                 self._switch(trainer, pl_module)
         if self._phase is Phase.UNLEARN:
             trainer.should_stop = False
-            self._fit.set_modes()
+            self._fit.start_epoch()
 
     def _switch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         started = time.perf_counter()
@@ -190,7 +190,7 @@ class PGUCallback(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """While unlearning: score, decide, log."""
         if self._phase is Phase.UNLEARN:
-            pl_module.log("forget/accuracy", self._fit.end_epoch(), prog_bar=True, logger=False)
+            pl_module.log("forget/accuracy", self._fit.end_epoch(), prog_bar=True, logger=False, sync_dist=True)
 
     # The end
 
@@ -200,8 +200,8 @@ class PGUCallback(L.Callback):
             self._finish(trainer)
         elif self._request is not None:
             raise RuntimeError(
-                f"The fit ended after epoch {trainer.current_epoch}, before it switched to unlearning at epoch {self._switch_at}: nothing was "
-                "forgotten. Unlearn in a fit of its own, with retain_space=."
+                f"The fit ended after epoch {trainer.current_epoch}, before it switched to unlearning at epoch {self._switch_at}: nothing "
+                "was forgotten. Unlearn in a fit of its own, with retain_space=."
             )
         else:
             started = time.perf_counter()

@@ -54,7 +54,7 @@ def share(rows: int, like: Tensor) -> float:
     """
     if not _active():
         return 1.0
-    total = sum_(like.new_tensor([float(rows)], requires_grad=False)).item()
+    total = int(sum_(torch.tensor(rows, device=like.device)))  # not of like's type: half precision counts to 256
     return rows * world() / total if total else 0.0
 
 
@@ -65,14 +65,6 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
-
-
-def gather_rows(tensor: Tensor) -> Tensor:
-    """All processes' rows of ``tensor``, detached, those of rank 0 first; row counts may differ."""
-    if not _active():
-        return tensor.detach()
-    parts = gather(tensor.detach().cpu())
-    return torch.cat(parts).to(tensor.device)
 
 
 class SharedOrder(DistributedSampler[int]):

@@ -40,8 +40,8 @@ class PGUMixin:
         """
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise TypeError(
-                f"Expected a batch (x, y), got {type(batch).__name__}. Inherit PGUMixin and override `unlearning_outputs(self, batch)` so that it "
-                "returns (logits, labels)."
+                f"Expected a batch (x, y), got {type(batch).__name__}. Inherit PGUMixin and override `unlearning_outputs(self, batch)` so "
+                "that it returns (logits, labels)."
             )
         x, y = batch
         return self(x), y  # type: ignore[operator]

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from pgu_lightning import distributed
 from pgu_lightning.evaluation.membership import auc_standard_error, mia_auc
 from pgu_lightning.evaluation.scores import Scores, margin
 
 
 class Objective(Protocol):
-    """A forget loss. ``_target_`` in a config may name any class with these three methods."""
+    """A forget loss. ``_target_`` in a config may name any class with these four methods."""
 
     def prepare(self, validation: Scores | None) -> None:
         """Look at the original model's scores on validation data, once, before the first step.
@@ -29,8 +28,17 @@ class Objective(Protocol):
             ValueError: If the objective needs validation data and has none.
         """
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The mean loss over a batch of the forget set; logits (rows, classes), target (rows,)."""
+    def look(self, forget: Scores) -> None:
+        """Look at the forget set under the present model, before the first step and after each epoch."""
+
+    def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
+        """The mean loss over a batch of the forget set.
+
+        Args:
+            logits: (rows, classes).
+            target: Labels, (rows,).
+            samples: Positions of the batch's samples in the forget set, (samples,).
+        """
 
     def refine(self, forget: Scores, validation: Scores | None) -> bool:
         """Asked when the stop rule is met and its decision says so: set a further goal and return True, or return False.
@@ -43,6 +51,9 @@ class Objective(Protocol):
 
 class _Fixed:
     def prepare(self, validation: Scores | None) -> None:
+        """Nothing to look at."""
+
+    def look(self, forget: Scores) -> None:
         """Nothing to look at."""
 
     def refine(self, forget: Scores, validation: Scores | None) -> bool:
@@ -64,7 +75,7 @@ class Published(_Fixed):
     offset: float = 0.05
     entropy_weight: float = 0.2
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
         """The mean loss over a batch."""
         return _unlikely(logits, target, self.offset) - self.entropy_weight * _entropy(logits.float()).mean()
 
@@ -81,7 +92,7 @@ class Depoison(_Fixed):
     offset: float = 0.1
     entropy_weight: float = 0.2
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
         """The mean loss over a batch."""
         others = torch.ones_like(logits, dtype=torch.bool).scatter(1, target[:, None], False)
         rest = logits.float()[others].view(len(logits), -1)
@@ -99,7 +110,7 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 @dataclass
-class Margin:
+class Margin(_Fixed):
     """mean softplus(margin - threshold), for classes and poison: the gradient does not vanish where p_y is near 1.
 
     When all is forgotten and members can still be told from validation samples of the class, the threshold goes down.
@@ -116,10 +127,7 @@ class Margin:
     lowest: float = -8.0
     errors: float = 2.0
 
-    def prepare(self, validation: Scores | None) -> None:
-        """Nothing to look at."""
-
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
         """The mean loss over a batch."""
         return F.softplus(margin(logits, target) - self.threshold).mean()
 
@@ -137,34 +145,38 @@ class Margin:
 class Calibrated(_Fixed):
     """Forget samples shall look like data that was never seen: the distance between their margins and the validation data's.
 
-    mean smooth_l1(m_i, t_i), where t_i is the validation margin at the rank that m_i has in its batch: the optimal coupling of the two
-    distributions. It has a fixed point, so running on does no harm. Validation margins are always the original model's.
+    mean smooth_l1(m_i, t_i), where t_i is the validation margin at the rank that m_i has in the forget set: the optimal coupling of the two
+    distributions, taken anew after each epoch. It has a fixed point, so running on does no harm. Validation margins are always the original
+    model's.
     """
 
-    _quantiles: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    _validation: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    _goals: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     def prepare(self, validation: Scores | None) -> None:
         """Take down the validation margins."""
         if validation is None or not len(validation):
             raise ValueError(
-                "Forgetting samples aims at how the model treats data it never saw, so it needs validation data (1,000 samples fix the forget "
-                "accuracy to about +-.01). Give the trainer a validation loader, or choose another objective, such as Margin()."
+                "Forgetting samples aims at how the model treats data it never saw, so it needs validation data (1,000 samples fix the "
+                "forget accuracy to about +-.01). Give the trainer a validation loader, or choose another objective, such as Margin()."
             )
-        self._quantiles = validation.margin.sort().values
+        self._validation = validation.margin.sort().values
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The mean loss over a batch."""
-        own = margin(logits, target)
-        return F.smooth_l1_loss(own, self._targets(own.detach()))
-
-    def _targets(self, own: Tensor) -> Tensor:
-        together = distributed.gather_rows(own).sort().values
-        low, high = torch.searchsorted(together, own), torch.searchsorted(together, own, right=True)
-        quantiles = self._quantiles.to(own)
-        position = ((low + high) / (2 * len(together)) * len(quantiles) - 0.5).clamp(0, len(quantiles) - 1)
+    def look(self, forget: Scores) -> None:
+        """Set each sample's goal by its rank."""
+        ranks = forget.margin.argsort().argsort()
+        position = ((ranks + 0.5) / len(ranks) * len(self._validation) - 0.5).clamp(0, len(self._validation) - 1)
         below = position.floor().long()
-        above = (below + 1).clamp(max=len(quantiles) - 1)
-        return torch.lerp(quantiles[below], quantiles[above], position - below)
+        above = (below + 1).clamp(max=len(self._validation) - 1)
+        self._goals = torch.lerp(self._validation[below], self._validation[above], position - below)
+
+    def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
+        """The mean loss over a batch."""
+        if len(samples) != len(target):
+            found = f"{len(target)} labels for {len(samples)} samples"
+            raise ValueError(f"Calibrated ranks samples by one label each, and this batch has {found}: choose another objective.")
+        own = margin(logits, target)
+        return F.smooth_l1_loss(own, self._goals[samples.cpu()].to(own))
 
 
 def anchor(logits: Tensor, original: Tensor, target: Tensor, gone: Sequence[int] = ()) -> tuple[Tensor, int]:

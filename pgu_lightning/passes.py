@@ -20,8 +20,8 @@ from tqdm import tqdm
 from pgu_lightning import distributed
 from pgu_lightning.evaluation.scores import Scores
 from pgu_lightning.mixin import question
-from pgu_lightning.views import View
 from pgu_lightning.statistics import Collector, Provenance, RetainSpace, fingerprint, survey
+from pgu_lightning.views import View
 
 
 class _Repeatable(Dataset[Any]):

@@ -176,7 +176,7 @@ class AllowedDrop:
             raise ValueError("AllowedDrop watches validation accuracy: give the trainer a validation loader.")
         if before.accuracy - now.accuracy < self.drop:
             return None
-        best = min(history, key=self.distance)
+        best = min(reversed(history), key=self.distance)  # of equals the last, which is what is kept
         reason = f"validation accuracy fell from {before.accuracy:.3f} to {now.accuracy:.3f}, the allowed drop of {self.drop:g}"
         return Decision(reason, fulfilled=best.forget.accuracy <= 1 / best.num_classes, best=True)
 

@@ -89,8 +89,8 @@ class Takeover:
         loader = self._trainer.fit_loop._data_source.dataloader()
         if not isinstance(loader, DataLoader):
             raise TypeError(
-                f"Unlearning needs one torch DataLoader with the training samples, got {type(loader).__name__}. Give a loader of the forget set alone, "
-                "with ForgetRequest(everything=True)."
+                f"Unlearning needs one torch DataLoader with the training samples, got {type(loader).__name__}. Give a loader of the "
+                "forget set alone, with ForgetRequest(everything=True)."
             )
         return loader
 
@@ -104,7 +104,7 @@ class Takeover:
         return first if isinstance(first, DataLoader) else None
 
     def hold_open(self) -> None:
-        """Let nothing but us end the fit before its last epoch: an EarlyStopping would end it before the switch, or unlearning before its rule."""
+        """Let nothing but us end the fit before its last epoch: EarlyStopping would end it before the switch, or before the stop rule."""
         self._trainer.fit_loop.min_epochs = self._trainer.max_epochs if self._trainer.max_epochs not in (None, -1) else sys.maxsize
         self._undo.append(lambda: setattr(self._trainer.fit_loop, "min_epochs", self.user_min_epochs or None))
 

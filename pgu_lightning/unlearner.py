@@ -152,31 +152,33 @@ class Unlearner:
             ValueError: If objective or stop rule need validation data and there is none.
         """
         self._objective.prepare(validation)
+        self._objective.look(forget)
         self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone)]
         self._stop(self.history)  # raises now if it lacks what it needs
         self._remember()
 
-    def loss(self, forget: Any, validation: Any | None) -> Tensor:
+    def loss(self, forget: Any, validation: Any | None, samples: Tensor) -> Tensor:
         """The loss of one batch: the forget objective and the anchor, scaled so that averaging over processes gives the global mean.
 
         Args:
             forget: A batch of the forget set.
             validation: A batch of validation data for the anchor, or None.
+            samples: Positions of the batch's samples in the forget set.
         """
         original = None
         if validation is not None:
             with torch.no_grad(), self.guard.at_original():
                 original, _ = self._outputs(validation)
-        evaluate = partial(self._loss, forget, validation, original)
+        evaluate = partial(self._loss, forget, validation, original, samples)
         total, forget_loss = evaluate()
         self._pending.append((evaluate, total.detach()))
         self._losses.append(float(distributed.mean(forget_loss)))
         return total
 
-    def _loss(self, forget: Any, validation: Any | None, original: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _loss(self, forget: Any, validation: Any | None, original: Tensor | None, samples: Tensor) -> tuple[Tensor, Tensor]:
         logits, target = self._outputs(forget)
         own = self._own_loss(logits, target)
-        loss = (self._objective(logits, target) if own is None else own) * distributed.share(len(target), logits)
+        loss = (self._objective(logits, target, samples) if own is None else own) * distributed.share(len(target), logits)
         if original is None:
             return loss, loss.detach()
         logits, target = self._outputs(validation)
@@ -229,6 +231,7 @@ class Unlearner:
             Why to stop, or None to go on.
         """
         losses, self._losses = self._losses, []
+        self._objective.look(forget)
         start = self.history[0]
         self.history.append(
             Epoch(

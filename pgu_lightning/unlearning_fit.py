@@ -58,6 +58,9 @@ class UnlearningFit:
         self._forget = over(split.forget, self._train)
         self._decision: Decision | None = None
         self._started = 0.0
+        self._batch_size = 0
+        self._sampler: distributed.SharedOrder
+        self._order: torch.Tensor
         self.space: RetainSpace
         self._unlearner: Unlearner
 
@@ -73,7 +76,8 @@ class UnlearningFit:
         local = -(-rows // (batches * world))
         # With several batches each process must have as many: the few samples left over take their turn in another epoch's order.
         draws = rows if batches == 1 else rows // world * world
-        loaders = {"forget": over(self._split.forget, self._train, local, distributed.SharedOrder(rows, draws))}
+        self._batch_size, self._sampler = local, distributed.SharedOrder(rows, draws)
+        loaders = {"forget": over(self._split.forget, self._train, local, self._sampler)}
         if self._validation is not None and self._settings.anchor:
             data = self._validation.dataset
             order = distributed.SharedOrder(len(data), batches * local * world)  # type: ignore[arg-type]
@@ -112,7 +116,9 @@ class UnlearningFit:
         self.space = space
         layers = self._layers(list(space.protected))
         spectra = {name: Spectrum.of(space.grams[str(space.protected[name].gram)]) for name in layers}
-        projectors = {name: Projector(spectrum, self._settings.rule, layers[name].get_parameter("weight")) for name, spectrum in spectra.items()}
+        projectors = {
+            name: Projector(spectrum, self._settings.rule, layers[name].get_parameter("weight")) for name, spectrum in spectra.items()
+        }
         self._unlearner = Unlearner(
             self._settings,
             split.kind,
@@ -127,6 +133,11 @@ class UnlearningFit:
         sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
         self._log({**_live(self._unlearner.history[0]), **sizes})
 
+    def start_epoch(self) -> None:
+        """Set each part's mode, and take down the order in which the forget samples come."""
+        self.set_modes()
+        self._order = torch.tensor(list(self._sampler))
+
     def set_modes(self) -> None:
         """Eval mode; with dropout if the settings ask for it."""
         self._module.eval()
@@ -136,7 +147,8 @@ class UnlearningFit:
                     part.train()
 
     def _step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
-        loss = self._unlearner.loss(batch["forget"], batch.get("validation"))
+        samples = self._order[batch_idx * self._batch_size :][: self._batch_size]
+        loss = self._unlearner.loss(batch["forget"], batch.get("validation"), samples)
         if self._module.automatic_optimization:
             return loss
         optimizer = self._module.optimizers()

@@ -102,7 +102,8 @@ def test_the_forget_set_alone_gives_what_the_whole_set_gives(trained, space_file
     forget = Subset(TRAIN, torch.arange(160)[IS_FORGET].tolist())
     for request, data in ((CLASS, TRAIN), (ForgetRequest(everything=True, kind="class"), forget)):
         module = copy.deepcopy(trained[0])
-        trainer(100, [PGUCallback(request, retain_space=RetainSpace.load(space_file))]).fit(module, loader(data), DataLoader(blobs(80, seed=1), 32))
+        callback = PGUCallback(request, retain_space=RetainSpace.load(space_file))
+        trainer(100, [callback]).fit(module, loader(data), DataLoader(blobs(80, seed=1), 32))
         weights.append(module.net[5].weight.detach())
     torch.testing.assert_close(*weights)
 
@@ -164,13 +165,14 @@ def test_what_was_replaced_is_given_back(kind):
     L.seed_everything(0, verbose=False)
     module = kind()
     kept = dict(vars(module))
-    fit = trainer(60, [PGUCallback(CLASS, switch_at_epoch=10)], limit_train_batches=4, gradient_clip_val=None if kind is ManualModule else 1.0)
+    clip = None if kind is ManualModule else 1.0
+    fit = trainer(60, [PGUCallback(CLASS, switch_at_epoch=10)], limit_train_batches=4, gradient_clip_val=clip)
     fit.fit(module, datamodule=Data())
     assert {name for name in vars(module).keys() - kept.keys() if not name.startswith("_")} <= {"outs"}
     assert module.training_step.__func__ is kind.training_step
     assert module.configure_optimizers.__func__ is kind.configure_optimizers
     assert (fit.limit_train_batches, fit.val_check_interval, fit.log_every_n_steps) == (4, 1.0, 50)
-    assert fit.gradient_clip_val == (None if kind is ManualModule else 1.0)
+    assert fit.gradient_clip_val == clip
     assert isinstance(fit.fit_loop._data_source.instance, Data)
     trainer(1).fit(module, datamodule=Data())  # and it trains as before
 
@@ -269,7 +271,11 @@ def test_a_request_that_is_not_fulfilled_leaves_the_file_and_says_so(module, spa
     ],
     ids=["sgd", "adamw", "rmsprop"],
 )
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, {"precision": "bf16-mixed"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, {"precision": "bf16-mixed"}],
+    ids=["plain", "accumulate", "clip", "bf16"],
+)
 def test_nothing_leaks_into_protected_directions(module, space_file, optimizer, options):
     """Invariant 1 through the callback, for a hard rule."""
     original = {name: value.clone() for name, value in module.state_dict().items()}
@@ -294,7 +300,9 @@ def module_with(state):
 
 def test_a_module_that_needs_a_say(space_file, trained):
     class Says(PGUMixin, Module):
-        asked = set()
+        def __init__(self):
+            super().__init__()
+            self.asked = set()
 
         def unlearning_outputs(self, batch):
             self.asked.add("outputs")
@@ -398,8 +406,9 @@ def test_a_fit_that_ends_before_the_switch_says_so():
 
 
 def test_a_learning_checkpoint_is_not_resumed_as_unlearning(trained, module, space_file):
+    fit = trainer(3, [PGUCallback(CLASS, retain_space=space_file)])
     with pytest.raises(RuntimeError, match="load_from_checkpoint"):
-        trainer(3, [PGUCallback(CLASS, retain_space=space_file)]).fit(module, datamodule=Data(), ckpt_path=trained[1] / "model.ckpt", weights_only=True)
+        fit.fit(module, datamodule=Data(), ckpt_path=trained[1] / "model.ckpt", weights_only=True)
 
 
 def test_live_metrics_are_logged_and_no_id_is(module, space_file, tmp_path):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from pgu_lightning import ForgetRequest, PGUCallback, collect
 from pgu_lightning.stopping import Epochs
 from pgu_lightning.takeover import Takeover, refuse_strategy
-from pgu_lightning.unlearner import Settings
+from pgu_lightning.unlearner import Settings, Unlearner
 from pgu_lightning.unlearning_fit import UnlearningFit
 from tests.helpers.toys import Data, Module, blobs, trainer
 
@@ -57,13 +57,12 @@ def spied(monkeypatch, log):
             return _original(self, *args, **kwargs)
 
         monkeypatch.setattr(UnlearningFit, name, call)
-    monkeypatch.setattr("pgu_lightning.unlearning_fit.collect", lambda *args, **kwargs: log.append("collect forget") or collect(*args, **kwargs))
-    monkeypatch.setattr("pgu_lightning.callback.collect", lambda *args, **kwargs: log.append("collect") or collect(*args, **kwargs))
-    after = "pgu_lightning.unlearner.Unlearner.after_step"
-    from pgu_lightning.unlearner import Unlearner
-
+    for place, words in (("unlearning_fit", "collect forget"), ("callback", "collect")):
+        monkeypatch.setattr(
+            f"pgu_lightning.{place}.collect", lambda *args, _words=words, **kwargs: log.append(_words) or collect(*args, **kwargs)
+        )
     original_after = Unlearner.after_step
-    monkeypatch.setattr(after, lambda self: log.append("filter") or original_after(self))
+    monkeypatch.setattr(Unlearner, "after_step", lambda self: log.append("filter") or original_after(self))
 
 
 LEARN = ["own epoch start", "own step", "own before Adam", "validation", "own epoch end"]
@@ -164,3 +163,34 @@ def test_gradients_that_are_not_finite_skip_the_step():
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert callback.report.outcome.skipped == 2
     assert "2 of 2 steps were skipped" in " ".join(callback.report.outcome.notes)
+
+
+@pytest.mark.parametrize("switch", [None, 2])
+def test_a_batch_is_told_apart_by_its_samples_positions(switch):
+    seen = []
+
+    class Records:
+        def prepare(self, validation): ...
+        def look(self, forget): ...
+        def refine(self, forget, validation): ...
+
+        def __call__(self, logits, target, samples):
+            seen.append((target.clone(), samples.clone()))
+            return logits.square().mean()
+
+        def __deepcopy__(self, memo):
+            return self
+
+    positions = torch.arange(3, 140, 4)[torch.randperm(30)] - torch.arange(30) % 3
+    request = ForgetRequest(indices=positions.tolist())
+    settings = Settings(objective=Records(), stop=Epochs(3), batch_size=8, trust_radius=None)
+    module = Module()
+    space = collect(module, DataLoader(blobs(160), 64)) if switch is None else None
+    trainer(9, [PGUCallback(request, retain_space=space, switch_at_epoch=switch, settings=settings)]).fit(module, datamodule=Data())
+    labels = blobs(160).tensors[1][positions.sort().values]
+    assert len(seen) == 4 * 3
+    orders = [torch.cat([samples for _, samples in seen[4 * epoch : 4 * epoch + 4]]) for epoch in range(3)]
+    assert all(sorted(order.tolist()) == list(range(30)) for order in orders)
+    assert not torch.equal(orders[0], orders[1])
+    for target, samples in seen:
+        assert torch.equal(labels[samples], target)

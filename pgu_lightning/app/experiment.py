@@ -75,7 +75,7 @@ class Task:
         return model
 
     def public_config(self) -> dict[str, Any]:
-        """The resolved configuration without the names of those to forget: they are personal data, and the request's digest stands for them."""
+        """The resolved configuration without the names of those to forget: personal data, for which the request's digest stands."""
         content: dict[str, Any] = OmegaConf.to_container(self.config, resolve=True)  # type: ignore[assignment]
         return {**content, "forget": {name: value for name, value in content["forget"].items() if name not in ("ids", "indices")}}
 
@@ -160,7 +160,7 @@ def forget(task: Task) -> Report:
         if isinstance(logger, WandbLogger) and distributed.rank() == 0:
             define_metrics(logger.experiment, RetainSpace.load(task.output / "retain.safetensors").protected)
             logger.experiment.config.update(task.public_config())
-    method: Method = instantiate(config.method)
+    method: Method = instantiate(config.method, _convert_="all")
     job = Job(
         module=task.load(task.output / "original.ckpt"),
         untrained=task.untrained,
@@ -210,6 +210,11 @@ def evaluate(task: Task, name: str, model: Classifier) -> Scored:
     return {part: score(model, over(dataset, like), description=f"Scoring {name}: {part}") for part, dataset in sets.items()}
 
 
+def alike(test: Scores, split: Split) -> Scores:
+    """The test samples that the forget set is held against: those of the classes that are gone, or all."""
+    return test.select(torch.isin(test.label, torch.tensor(split.classes))) if split.classes else test
+
+
 def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
     """Put the figures of all models together; write ``report.json``, and from it the table, ``report.html`` and what wandb shows."""
     scores = {name: {part: found[0] for part, found in parts.items()} for name, parts in scored.items()}
@@ -220,7 +225,9 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
         models=metrics,
         average_gap=average_gap(metrics["unlearned"], metrics["retrained"]) if "retrained" in metrics else None,
         floor=average_gap(metrics["retrained"], again) if again and "retrained" in metrics else None,
-        histograms=loss_histograms({name: {part: scores[name][part] for part in ("forget", "test")} for name in shown}),
+        histograms=loss_histograms(
+            {name: {"forget": scores[name]["forget"], "test": alike(scores[name]["test"], task.split)} for name in shown}
+        ),
         examples=gallery(task.split, {name: scored[name]["forget"][1] for name in shown}, task.config.examples),
         class_names=task.data.class_names,
         config=task.public_config(),

@@ -38,5 +38,7 @@ def poison(data: ImageData, size: int) -> ForgetRequest:
         ValueError: If there are none, or another number of them.
     """
     if not 0 < size == len(data.poisoned):
-        raise ValueError(f"forget.size={size} wrong labels are to be forgotten and data.poison={len(data.poisoned)} were made: both must be one number.")
+        raise ValueError(
+            f"forget.size={size} wrong labels are to be forgotten and data.poison={len(data.poisoned)} were made: both must be one number."
+        )
     return ForgetRequest(indices=data.poisoned.tolist(), kind="poison")

@@ -245,8 +245,8 @@ def carve(count: int, train_size: int, validation_size: int, split_seed: int) ->
     """
     if train_size < 1 or validation_size < 1 or train_size + validation_size > count:
         raise ValueError(
-            f"data.train_size={train_size} and data.validation_size={validation_size} must both be at least 1 and together at most {count}, "
-            "the number of training images there are (validation images are never trained on): lower one of them"
+            f"data.train_size={train_size} and data.validation_size={validation_size} must each be at least 1, together at most {count}, "
+            "the number of official training images (validation images are never trained on): lower one of them"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(split_seed))
     return order[validation_size : validation_size + train_size], order[:validation_size]

@@ -70,7 +70,8 @@ class ImageFolder(ImageData):
         parts: list[list[tuple[Path, int]]] = [[], [], []]
         for label, name in enumerate(self.class_names):
             paths = image_files(self.root / name)
-            validation, test = (max(1, round(fraction * len(paths))) for fraction in self.fractions)
+            validation = min(max(1, round(self.fractions[0] * len(paths))), len(paths) - 2)
+            test = min(max(1, round(self.fractions[1] * len(paths))), len(paths) - validation - 1)
             order = [(paths[row], label) for row in generator.permutation(len(paths))]
             parts[1] += order[:validation]
             parts[2] += order[validation : validation + test]

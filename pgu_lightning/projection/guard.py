@@ -36,7 +36,8 @@ class UpdateGuard:
         self._weights = {name: _weight(layer) for name, layer in layers.items()}
         self.projectors = projectors
         self._original = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self._change = {name: torch.zeros_like(weight) for name, weight in self._original.items()}
+        # x + -0.0 is x to the bit, also where x is -0.0
+        self._change = {name: torch.full_like(weight, -0.0) for name, weight in self._original.items()}
         self._matrices = {name: matrices[name].to(weight.device, _matrix_type(weight)) for name, weight in self._original.items()}
         self._energy = self.response(self._original)
 
@@ -50,7 +51,7 @@ class UpdateGuard:
 
     def _response(self, name: str, change: Tensor) -> float:
         matrix = as_matrix(self._layers[name], change).to(self._matrices[name].dtype)
-        return float(((matrix @ self._matrices[name]) * matrix).sum())
+        return float(((matrix @ self._matrices[name]) * matrix).sum().clamp(min=0))  # rounding may bring it below
 
     def relative(self, update: Update) -> float:
         """Sum tr(D M D^T) / sum tr(W M W^T): squared change of the response to the retained data, relative to the original response."""

@@ -1,4 +1,4 @@
-"""Figures of a report: records in, pictures out, without pyplot's global state."""
+"""Figures of a report, without pyplot's global state. Each function returns None where the report has no such data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WIDTH = 7.2  # inches
 
 
 def accuracy_curve(report: Report) -> Figure | None:
-    """Accuracy and loss of forget and validation data over the steps, the retrained model's accuracy dashed; None without a curve."""
+    """Accuracy and loss of forget and validation data over the steps, the retrained model's accuracy dashed."""
     points = report.curve
     if not points:
         return None
@@ -45,7 +45,7 @@ def accuracy_curve(report: Report) -> Figure | None:
 
 
 def loss_histograms(report: Report) -> Figure | None:
-    """Per-example loss of forget against test samples, one panel a model on common axes; None without histograms."""
+    """Per-example loss of forget against test samples, one panel a model on common axes."""
     panels = in_order(model for model, sets in report.histograms.items() if sets)
     if not panels:
         return None
@@ -62,7 +62,7 @@ def loss_histograms(report: Report) -> Figure | None:
 
 
 def interference_bars(report: Report) -> Figure | None:
-    """Relative squared change of each layer's response to the retained data, on a log scale; None without layers."""
+    """Relative squared change of each layer's response to the retained data, on a log scale."""
     values = report.interference.layers
     if not values:
         return None
@@ -78,7 +78,7 @@ def interference_bars(report: Report) -> Figure | None:
 
 
 def rank_bars(report: Report) -> Figure | None:
-    """Protected and free directions of each layer as shares of both; None without layers."""
+    """Protected and free directions of each layer as shares of both."""
     layers = report.layers
     if not layers:
         return None
@@ -160,4 +160,6 @@ def _logarithmic(ax: Axes, which: str, values: Collection[float]) -> None:
 
 
 def _legend(ax: Axes) -> None:
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9)
+    legend = ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
-import wandb
 
+import wandb
 from pgu_lightning.records import Report
 from pgu_lightning.report.html import write_html
 from pgu_lightning.report.table import in_order, rows
@@ -32,13 +32,13 @@ LIVE_METRICS = {
 """What the callback logs while unlearning, through Lightning's logger, over ``STEP``."""
 
 
-def define_metrics(run: Run, layers: Iterable[str] = ()) -> None:
+def define_metrics(run: Run, layers: Collection[str] = ()) -> None:
     """Plot the live metrics over unlearning steps and keep their smallest and last values. Call it before the first is logged.
 
     Args:
         run: A live run.
-        layers: Names of the layers that may change. Each is defined by its name: of two patterns wandb takes the first, and Lightning's logger
-            has defined ``*`` before.
+        layers: Names of the layers that may change. Each is defined by its full name: of two patterns wandb takes the first, and
+            Lightning's logger has defined ``*`` before.
     """
     run.define_metric(STEP)
     for name in LIVE_METRICS:

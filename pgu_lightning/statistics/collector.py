@@ -47,7 +47,7 @@ class Collector:
     def __enter__(self) -> Collector:
         for layer in self._layers:
             if layer.gram is not None:
-                self._handles.append(self._modules[layer.name].register_forward_pre_hook(self._hook(layer.gram)))
+                self._handles.append(self._modules[layer.name].register_forward_pre_hook(self._hook(layer.gram), with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,8 +56,8 @@ class Collector:
         self._handles.clear()
 
     def _hook(self, key: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0].detach()
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = (*inputs, *named.values())[0].detach()
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                 if self.mask is not None and x.shape[: self.mask.dim()] == self.mask.shape:
                     x = x[self.mask]

@@ -1,8 +1,9 @@
 """The Gram matrix of a two-dimensional convolution without its patch matrix.
 
-The patches of a k x k convolution repeat each pixel k^2 times. Here only the width is unfolded, k copies. The block of the Gram that belongs to
-the height taps (i, j) is a sum over output rows o of Z[o + i]^T Z[o + j], Z[h] being the unfolded input row h: for stride 1 it depends on j - i
-alone but for a few rows at the border. So k products of the size (k C)^2 do the work of k^2, and the blocks below the diagonal are mirrored.
+The patches of a k x k convolution repeat each pixel k^2 times. Here only the width is unfolded, k copies. The block of the Gram that
+belongs to the height taps (i, j) is a sum over output rows o of Z[o + i]^T Z[o + j], Z[h] being the unfolded input row h: for stride 1 it
+depends on j - i alone but for a few rows at the border. So k products of the size (k C)^2 do the work of k^2, and the blocks below the
+diagonal are mirrored.
 """
 
 from __future__ import annotations

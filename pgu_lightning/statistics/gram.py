@@ -18,6 +18,7 @@ class Gram:
         rows: Number of rows summed (for a convolution: patches).
 
     Example:
+        >>> import torch
         >>> one = Gram(torch.eye(2, dtype=torch.float64)[None], rows=2)
         >>> (one + one).rows, (one + one - one).matrix[0, 0, 0].item()
         (4, 1.0)

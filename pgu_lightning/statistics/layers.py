@@ -53,22 +53,20 @@ def second_moment(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     Returns:
         The matrix, (groups, dim, dim) in float64, and the number of rows.
     """
-    total: Tensor | None = None
-    count = 0
     all_rows = rows(layer, x)
+    groups, count, dim = all_rows.shape
+    total = all_rows.new_zeros((groups, dim, dim), dtype=torch.float64)
     for chunk in all_rows.split(MAX_ROWS, dim=1):
-        product = (chunk.mT @ chunk).double()
-        total = product if total is None else total.add_(product)
-        count += chunk.shape[1]
-    if total is None:
-        raise ValueError(f"{type(layer).__name__} received an input without rows: {tuple(x.shape)}")
+        total += (chunk.mT @ chunk).double()
     return total, count
 
 
 def supported(layer: nn.Module) -> bool:
     """Whether ``rows`` knows this layer: its type is registered, or it inherits a registered type's very forward."""
     known = [kind for kind in rows.registry if kind is not object and kind is not nn.Module and isinstance(layer, kind)]
-    return any(type(layer).forward is kind.forward for kind in known)
+    # A convolution computes in a second method, and either may have been replaced on the instance alone.
+    own = {part: vars(layer).get(part, getattr(type(layer), part, None)) for part in ("forward", "_conv_forward")}
+    return any(all(getattr(kind, part, None) is method for part, method in own.items()) for kind in known)
 
 
 @rows.register

@@ -166,19 +166,21 @@ class RetainSpace:
             raise ValueError(f"The retain space belongs to another model: {type(model).__name__} has no layer {', '.join(missing)}.")
         if not self.belongs_to(fingerprint(model)):
             raise ValueError(
-                "The retain space was collected at other weights than the model has now. Load the checkpoint that lies beside it, or collect "
-                "again with `collect(model, loader)`."
+                "The retain space was collected at other weights than the model has now. Load the checkpoint that lies beside it, or "
+                "collect again with `collect(model, loader)`."
             )
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, atomically."""
         tensors = {key: gram.matrix.contiguous() for key, gram in self.grams.items()}
-        description = {
-            "rows": {key: gram.rows for key, gram in self.grams.items()},
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
-            "provenance": dataclasses.asdict(self.provenance),
-        }
-        metadata = {"format": FORMAT, "description": json.dumps(description)}
+        description = json.dumps(
+            {
+                "rows": {key: gram.rows for key, gram in self.grams.items()},
+                "layers": [dataclasses.asdict(layer) for layer in self.layers],
+                "provenance": dataclasses.asdict(self.provenance),
+            }
+        )
+        metadata = {"format": FORMAT, "description": description, "digest": digest([description, fingerprint(tensors)])}
         return atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     @classmethod
@@ -192,7 +194,8 @@ class RetainSpace:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"There is no retain space {path}. It is written beside a checkpoint by training with PGUCallback(), or made by `collect(model, loader).save(path)`."
+                f"There is no retain space {path}. Training with PGUCallback() writes one beside the checkpoint; "
+                "`collect(model, loader).save(path)` makes one later."
             )
         try:
             with safe_open(path, framework="pt") as file:
@@ -207,6 +210,10 @@ class RetainSpace:
             grams = {key: Gram(tensors[key], rows) for key, rows in description.rows.items()}
         except (ValidationError, KeyError) as error:
             raise ValueError(f"{path} has a damaged description: {error}") from error
+        if metadata.get("digest") != digest([metadata["description"], fingerprint(tensors)]):
+            raise ValueError(
+                f"{path} is damaged: it does not have the digest that it was written with. Collect again with `collect(model, loader)`."
+            )
         space = cls(grams, description.layers, description.provenance)
         space._check_numbers(path, tensors)
         return space
@@ -215,7 +222,7 @@ class RetainSpace:
         problems = [f"{key}: a matrix that is not described" for key in tensors.keys() - self.grams.keys()]
         for layer in self.protected.values():
             gram = self.grams.get(layer.gram or "")
-            wanted = (layer.shape[0], layer.shape[-1], layer.shape[-1])
+            wanted = (*layer.shape[:1], *layer.shape[-1:], *layer.shape[-1:])
             if gram is None:
                 problems.append(f"{layer.name}: no matrix")
             elif tuple(gram.matrix.shape) != wanted or gram.matrix.dtype != torch.float64:

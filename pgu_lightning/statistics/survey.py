@@ -22,7 +22,7 @@ class LayerInfo:
         name: Its name in the model, without the prefixes that wrappers add.
         kind: Its type's name.
         gram: Key of its Gram matrix in the retain space; None if the layer is frozen.
-        shape: Shape of its weight as (groups, out, dim), or of its first parameter if it is frozen.
+        shape: Shape of its weight as (groups, out, dim), or of its first parameter (empty before it is initialised) if it is frozen.
         frozen_because: Why it is not updated; None if it is protected.
     """
 
@@ -79,7 +79,7 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[Lay
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
     found = tuple(_describe(name, module, owners, patterns) for name, module in layers)
-    if not any(layer.gram for layer in found):
+    if all(layer.gram is None for layer in found):
         reasons = "; ".join(f"{layer.name}: {layer.frozen_because}" for layer in found) or "it has no parameters"
         raise ValueError(f"No layer of {type(model).__name__} can be protected ({reasons}).")
     return found
@@ -91,7 +91,8 @@ def _describe(name: str, module: nn.Module, owners: dict[int, list[str]], patter
         shape = tuple(as_matrix(module, module.weight.detach()).shape)  # type: ignore[operator]
         return LayerInfo(name, type(module).__name__, name, shape)
     first = next(module.parameters())
-    return LayerInfo(name, type(module).__name__, None, tuple(first.shape), reason)
+    shape = () if isinstance(first, nn.parameter.UninitializedParameter) else tuple(first.shape)
+    return LayerInfo(name, type(module).__name__, None, shape, reason)
 
 
 def _reason(name: str, module: nn.Module, owners: dict[int, list[str]], patterns: Sequence[str] | None) -> str | None:

@@ -80,7 +80,9 @@ def test_poison_depends_on_the_seed_and_takes_every_wrong_class():
     first.setup()
     second.setup()
     assert first.poisoned.tolist() != second.poisoned.tolist()
-    pairs = {(truth, first.train.targets[row].item()) for row, truth in zip(first.poisoned.tolist(), first.clean_targets.tolist(), strict=True)}
+    pairs = {
+        (truth, first.train.targets[row].item()) for row, truth in zip(first.poisoned.tolist(), first.clean_targets.tolist(), strict=True)
+    }
     assert pairs == {(a, b) for a in range(3) for b in range(3) if a != b}
 
 
@@ -95,7 +97,8 @@ def test_only_the_training_loader_shuffles():
     data = Tiny(batch_size=16)
     data.setup()
     order = {
-        name: torch.cat([images[:, 0, 0, 0] for images, _ in getattr(data, f"{name}_dataloader")()]).tolist() for name in ("train", "val", "test")
+        name: torch.cat([images[:, 0, 0, 0] for images, _ in getattr(data, f"{name}_dataloader")()]).tolist()
+        for name in ("train", "val", "test")
     }
     assert order["train"] != sorted(order["train"])
     assert sorted(order["train"]) == list(range(60))
@@ -151,7 +154,9 @@ def test_carve_refuses_sizes_that_do_not_fit(train_size, validation_size):
         carve(10, train_size, validation_size, split_seed=0)
 
 
-@pytest.mark.parametrize("build", [Digits, lambda **common: Textures(shape=(1, 8, 8), train_size=100, validation_size=30, test_size=40, **common)])
+@pytest.mark.parametrize(
+    "build", [Digits, lambda **common: Textures(shape=(1, 8, 8), train_size=100, validation_size=30, test_size=40, **common)]
+)
 def test_splits_are_disjoint_and_do_not_depend_on_the_seed(build):
     def rows(**common):
         data = build(**common)

@@ -57,11 +57,11 @@ def test_read_back_exactly(tmp_path, files, layout):
 
 
 def test_the_root_must_be_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data.root is not set.*cifar-10-binary.tar.gz"):
+    with pytest.raises(FileNotFoundError, match=r"data.root is not set.*cifar-10-binary.tar.gz"):
         CIFAR10()
-    with pytest.raises(FileNotFoundError, match="data.root=.*nowhere is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"data.root=.*nowhere is not a folder"):
         CIFAR10(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="data.root=.*cifar-10-binary.tar.gz"):
+    with pytest.raises(FileNotFoundError, match=r"data.root=.*cifar-10-binary.tar.gz"):
         CIFAR10(tmp_path)
 
 
@@ -69,12 +69,13 @@ def test_the_root_must_be_named(tmp_path):
 def test_the_pickle_is_refused(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(ValueError, match="pickle.*is not opened.*cifar-10-binary.tar.gz"):
+    with pytest.raises(ValueError, match=r"pickle.*is not opened.*cifar-10-binary.tar.gz"):
         CIFAR10(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: bytes([10]) + data[1:], lambda data: data[:3073] + bytes([200]) + data[3074:]]
+    "damage",
+    [lambda data: data[:-1], lambda data: b"", lambda data: bytes([10]) + data[1:], lambda data: data[:3073] + bytes([200]) + data[3074:]],
 )
 def test_a_damaged_file_is_named(tmp_path, files, damage):
     written, _ = files
@@ -102,5 +103,5 @@ def test_a_damaged_archive_is_named(tmp_path, files):
             CIFAR10(tmp_path, train_size=5, validation_size=5).setup()
     del written["data_batch_4.bin"]
     archive(path, written)
-    with pytest.raises(ValueError, match="lacks data_batch_4.bin"):
+    with pytest.raises(ValueError, match=r"lacks data_batch_4.bin"):
         CIFAR10(tmp_path, train_size=5, validation_size=5).setup()

@@ -98,7 +98,7 @@ def test_a_flipped_byte_is_noticed(tmp_path):
     data = bytearray((tmp_path / "a.gz").read_bytes())
     data[500] ^= 1
     (tmp_path / "a.gz").write_bytes(data)
-    with pytest.raises(ValueError, match="a.gz"):
+    with pytest.raises(ValueError, match=r"a.gz"):
         read_idx(tmp_path / "a.gz")
 
 

@@ -39,7 +39,9 @@ def test_each_class_lies_in_its_own_few_gratings():
 
 
 def test_overlap_mixes_the_other_class_in():
-    pure, mixed = (Textures((1, 16, 16), 2, train_size=400, validation_size=1, test_size=1, overlap=overlap, noise=0.0) for overlap in (0.0, 0.6))
+    pure, mixed = (
+        Textures((1, 16, 16), 2, train_size=400, validation_size=1, test_size=1, overlap=overlap, noise=0.0) for overlap in (0.0, 0.6)
+    )
     pure.setup()
     mixed.setup()
     basis = np.linalg.svd(pure.train.images[pure.train.targets == 0].flatten(1).double().numpy())[2][:8]

@@ -56,7 +56,7 @@ def test_the_folder_itself_is_a_root_and_the_seed_changes_nothing(root):
 
 
 def test_missing_parts_are_listed(tmp_path, root):
-    with pytest.raises(FileNotFoundError, match="data.root is not set"):
+    with pytest.raises(FileNotFoundError, match=r"data.root is not set"):
         TinyImageNet()
     (root / "tiny-imagenet-200" / "words.txt").unlink()
     (root / "tiny-imagenet-200" / "val" / "val_annotations.txt").unlink()
@@ -67,7 +67,7 @@ def test_missing_parts_are_listed(tmp_path, root):
 def test_a_missing_class_is_named(root):
     train = root / "tiny-imagenet-200" / "train"
     (train / "n01").rename(train / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="1 classes .*n01"):
+    with pytest.raises(FileNotFoundError, match=r"1 classes .*n01"):
         TinyImageNet(root, train_size=5, validation_size=5).setup()
 
 
@@ -83,6 +83,6 @@ def test_a_damaged_image_is_named(root):
     data = TinyImageNet(root, train_size=10, validation_size=5)
     data.setup()
     data.train.paths[3].write_bytes(data.train.paths[3].read_bytes()[:300])
-    with pytest.raises(ValueError, match="cannot be read as an image") as error:
+    with pytest.raises(ValueError, match=r"cannot be read as an image") as error:
         data.train[3]
     assert data.train.ids[3] in str(error.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 CLASSES, FEATURES = 4, 12
@@ -21,9 +21,8 @@ def blobs(samples: int = 160, seed: int = 0) -> TensorDataset:
 
 
 def network() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, CLASSES)
-    )
+    head = [nn.Flatten(), nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, CLASSES)]
+    return nn.Sequential(nn.Conv2d(3, 8, 2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), *head)
 
 
 class Module(L.LightningModule):
@@ -88,7 +87,7 @@ class HostileModule(Module):
         return loss
 
     def on_train_batch_start(self, batch, batch_idx):
-        x, y = batch
+        assert len(batch) == 2
 
     def on_before_optimizer_step(self, optimizer):
         assert isinstance(optimizer, torch.optim.Adam)
@@ -121,8 +120,8 @@ class Data(L.LightningDataModule):
 
 
 def trainer(max_epochs: int, callbacks: list | None = None, **options) -> L.Trainer:
-    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False} | options
-    return L.Trainer(max_epochs=max_epochs, callbacks=callbacks, **options)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(max_epochs=max_epochs, callbacks=callbacks, **({"accelerator": "cpu"} | quiet | options))
 
 
 def accuracy(model: nn.Module, dataset: TensorDataset, mask: torch.Tensor | None = None) -> float:

@@ -12,7 +12,10 @@ WHOLE, FIRST, LAST = 1, 2, 4
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """The records of one offline run, in the order in which they were written."""
+    """The records of one offline run, in the order in which they were written.
+
+    Read it after ``wandb.teardown()``: ``run.finish()`` does not wait until the file is complete.
+    """
     data, position, record, records = Path(path).read_bytes(), HEADER, b"", []
     while position + PREFIX.size <= len(data):
         if BLOCK - position % BLOCK < PREFIX.size:  # too short for a prefix: the rest of the block is padding

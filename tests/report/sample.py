@@ -105,7 +105,7 @@ def unfulfilled() -> Report:
 def hostile() -> Report:
     """Names that would run as a script, end an attribute, read as markup or as mathematics."""
     report = rich()
-    evil = f'"x={HOSTILE}&[bold] $\\frac$ $'
+    evil = f'"x={HOSTILE}&[bold] $\\frac$'
     metrics = dict(report.models["original"])
     return report.replace(
         method=MethodRecord(evil, uses_retain_data=False, settings={evil: evil}),

@@ -125,7 +125,7 @@ def test_svg_does_not_change_from_run_to_run():
 @pytest.mark.parametrize("figure", FIGURES[1:], ids=IDS[1:])
 def test_names_are_neither_mathematics_nor_markup(figure):
     texts = " ".join(ElementTree.fromstring(plots.to_svg(figure(hostile()))).itertext())
-    assert f'"x={HOSTILE}&[bold] $\\frac$ $' in texts
+    assert f'"x={HOSTILE}&[bold] $\\frac$' in texts
 
 
 def test_linear_edges_keep_a_linear_axis():

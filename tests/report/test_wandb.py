@@ -1,11 +1,12 @@
 """What an offline run leaves on the disk, read back."""
 
 import json
+from pathlib import Path
 
 import pytest
-import wandb
 from lightning.pytorch.loggers import WandbLogger
 
+import wandb
 from pgu_lightning.records import Report
 from pgu_lightning.report import define_metrics, log_report
 from pgu_lightning.report.wandb import LIVE_METRICS, STEP
@@ -26,11 +27,12 @@ def folder(tmp_path, monkeypatch):
 def records_of(folder, report):
     run = wandb.init(project="test", settings=wandb.Settings(silent=True, console="off"))
     log_report(run, report)
+    return finish(run, folder)
+
+
+def finish(run, folder):
     run.finish()
-    return records_in(folder)
-
-
-def records_in(folder):
+    wandb.teardown()  # finish does not wait until the service has written the file
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     return read_records(path)
 
@@ -96,8 +98,7 @@ def test_the_artifact_holds_the_report_without_samples_and_configuration(folder)
     staged = {entry.path: entry.local_path for entry in artifact.manifest.contents}
     assert staged.keys() == {"report.json", "report.html"}
     assert Report.load(staged["report.json"]) == report.replace(examples=(), config={})
-    with open(staged["report.html"], encoding="utf-8") as page:  # noqa: PTH123
-        assert 'data-value="0.00123456"' in page.read()
+    assert 'data-value="0.00123456"' in Path(staged["report.html"]).read_text(encoding="utf-8")
 
 
 def test_no_picture_and_no_samples_digest_goes_to_wandb(folder):
@@ -138,8 +139,7 @@ def test_live_metrics_run_over_unlearning_steps_beside_lightnings_own_axis(folde
     names = list(dict.fromkeys(name.replace("<layer>", layer) for name in LIVE_METRICS for layer in layers))
     for step, value in ((0, 0.5), (4, 0.25), (8, 0.75)):
         logger.log_metrics({STEP: step, **dict.fromkeys(names, value)}, step=100 + step)
-    logger.experiment.finish()
-    records = records_in(folder)
+    records = finish(logger.experiment, folder)
     metrics = [record.metric for record in records if record.WhichOneof("record_type") == "metric"]
     assert {metric.name.replace("\\.", ".") for metric in metrics if metric.step_metric == STEP} == set(names)
     assert [(row[STEP], row["trainer/global_step"], row["forget/accuracy"]) for row in history(records)] == [

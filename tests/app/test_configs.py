@@ -1,0 +1,78 @@
+"""Every config file composes, and what it names can be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from pgu_lightning.methods import PGU, Retrain
+from pgu_lightning.requests import ForgetRequest
+
+CONF = Path(__file__).parents[2] / "conf"
+OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml"))
+IDS = ["/".join(option) for option in OPTIONS]
+NEEDS_DATA = {"cifar10", "tiny_imagenet", "image_folder"}
+
+
+def composed(*overrides, tmp_path):
+    with initialize_config_module("pgu_lightning.conf", version_base="1.3"):
+        return compose("config", overrides=[f"output_dir={tmp_path}", f"cache={tmp_path / 'cache'}", *overrides])
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=IDS)
+def test_every_option_composes_and_resolves(group, option, tmp_path):
+    overrides = [f"{group}={option}"]
+    if option in NEEDS_DATA:
+        overrides.append(f"data.root={tmp_path}")
+    if option == "file":
+        overrides.append(f"forget.path={tmp_path / 'ids.txt'}")
+    config = composed(*overrides, tmp_path=tmp_path)
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=IDS)
+def test_every_file_says_what_it_is(group, option):
+    first = (CONF / group / f"{option}.yaml").read_text().splitlines()[0]
+    assert first.startswith("#")
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "method"])
+def test_methods(option, tmp_path):
+    method = instantiate(composed(f"method={option}", tmp_path=tmp_path).method, _convert_="all")
+    assert isinstance(method, PGU | Retrain)
+    assert method.name == option
+    assert method.uses_retain_data == (option == "retrain")
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "logger"])
+def test_loggers(option, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    loggers = instantiate(composed(f"logger={option}", tmp_path=tmp_path).logger)
+    expected = {"none": 0, "many": 3}.get(option, 1)
+    assert len(loggers) == expected
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "trainer" and option not in ("gpu", "ddp")])
+def test_trainers(option, tmp_path):
+    trainer = instantiate(composed(f"trainer={option}", tmp_path=tmp_path).trainer, max_epochs=3, logger=False)
+    assert trainer.max_epochs == 3
+    assert trainer.world_size == (2 if option == "ddp_sim" else 1)
+
+
+def test_requests(tmp_path):
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    assert instantiate(composed(tmp_path=tmp_path).forget) == ForgetRequest(classes=[3])
+    from_file = composed("forget=file", f"forget.path={tmp_path / 'ids.txt'}", tmp_path=tmp_path)
+    assert instantiate(from_file.forget) == ForgetRequest(ids=["a", "b"])
+
+
+def test_poison_asks_the_data_for_as_many_wrong_labels(tmp_path):
+    config = composed("forget=poison", "forget.size=7", tmp_path=tmp_path)
+    data = instantiate(config.data)
+    data.setup()
+    request = instantiate(config.forget)(data)
+    assert (request.kind, len(request.indices)) == ("poison", 7)

@@ -1,0 +1,194 @@
+"""Whole runs of the application on few epochs of real digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import wandb
+from pgu_lightning.app.experiment import run
+from pgu_lightning.app.forget import samples
+from pgu_lightning.data import Digits
+from pgu_lightning.evaluation import Scores
+from pgu_lightning.records import Report
+from pgu_lightning.requests import ForgetRequest
+from pgu_lightning.statistics import RetainSpace
+from tests.app.test_configs import composed
+from tests.helpers.wandb_file import read_records
+
+FAST = ("model.epochs=4", "logger=none")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One cache for all runs of this file."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def report_of(folder, name, *overrides):
+    output = folder / name
+    output.mkdir()
+    config = composed(*FAST, *overrides, tmp_path=folder)
+    OmegaConf.update(config, "output_dir", str(output))
+    return run(config, output), output
+
+
+def accuracy(checkpoint, images, targets):
+    """From the saved file alone, with the arithmetic of nobody else."""
+    from pgu_lightning.models import SmallCNN
+
+    network = SmallCNN((1, 8, 8), 10)
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
+    network.eval()
+    with torch.no_grad():
+        return float((network(images).argmax(1) == targets).float().mean())
+
+
+def test_a_class(folder):
+    report, output = report_of(folder, "class")
+    assert {path.name for path in output.iterdir()} == {
+        "original.ckpt", "unlearned.ckpt", "retain.safetensors", "report.json", "report.html", "config.yaml",
+    }  # fmt: skip
+    content = json.loads((output / "report.json").read_text())
+    assert content["schema"] == 1
+    assert content["seed"] == 0
+    assert content["request"] == {"kind": "class", "size": report.request.size, "digest": report.request.digest, "classes": [3]}
+    assert content["method"]["name"] == "pgu"
+    assert content["method"]["uses_retain_data"] is False
+    assert content["models"].keys() == {"original", "unlearned", "retrained"}
+    names = {"forget_accuracy", "retain_accuracy", "test_accuracy", "forget_test_accuracy", "mia_auc"}
+    assert all(metrics.keys() == names for metrics in content["models"].values())
+    gaps = [abs(content["models"]["unlearned"][name] - content["models"]["retrained"][name]) for name in names]
+    assert content["average_gap"] == pytest.approx(sum(gaps) / 5)
+    assert {"dim", "rank", "free"} <= next(iter(content["layers"].values())).keys()
+    assert content["seconds"].keys() == {"train", "collect", "unlearn", "retrain"}
+    assert len(content["examples"]) == 12
+    assert Report.load(output / "report.json") == report
+
+    data = Digits()
+    data.setup()
+    x, y = torch.stack([data.train[i][0] for i in range(len(data.train))]), data.train.targets
+    for model in ("original", "unlearned"):
+        for metric, chosen in (("forget_accuracy", y == 3), ("retain_accuracy", y != 3)):
+            assert accuracy(output / f"{model}.ckpt", x[chosen], y[chosen]) == pytest.approx(content["models"][model][metric], abs=1e-6)
+
+
+def test_the_saved_statistics_are_those_of_the_retained_data(folder):
+    space = RetainSpace.load(folder / "class" / "retain.safetensors")
+    assert space.provenance.samples == 1200 - Report.load(folder / "class" / "report.json").request.size
+
+
+def test_the_original_and_the_reference_are_trained_once(folder):
+    before = {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.ckpt")}
+    assert len(before) == 2
+    report_of(folder, "again", "method=pgu_paper", "method.epochs=2")
+    assert {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.ckpt")} == before
+
+
+@pytest.mark.parametrize("change", ["seed=1", "model.epochs=5", "data.batch_size=32", "model.optimizer.lr=0.001", "data.poison=3"])
+def test_another_recipe_is_another_model(folder, change):
+    before = set((folder / "cache").glob("original-*"))
+    report_of(folder, change.replace("=", "-"), change, "reference=false", "method.epochs=1")
+    assert len(set((folder / "cache").glob("original-*.lock")) - before) == 1
+
+
+def test_samples_without_a_reference(folder):
+    report, _ = report_of(folder, "samples", "forget=samples", "forget.size=0.05", "reference=false", "examples=0")
+    assert (report.request.kind, report.request.size) == ("samples", 60)
+    assert report.models.keys() == {"original", "unlearned"}
+    assert report.average_gap is None
+    assert report.examples == ()
+
+
+def test_poison_and_the_floor(folder):
+    report, _ = report_of(folder, "poison", "forget=poison", "floor=true")
+    assert (report.request.kind, report.request.size) == ("poison", 200)
+    assert report.models["unlearned"]["forget_accuracy"] < report.models["original"]["forget_accuracy"]
+    assert report.floor is not None
+    assert report.models.keys() == {"original", "unlearned", "retrained"}
+
+
+def test_retraining_is_a_method_too(folder):
+    report, _ = report_of(folder, "retrain", "method=retrain")
+    assert report.method.uses_retain_data
+    assert report.outcome is None
+    assert report.models["unlearned"]["forget_accuracy"] == 0
+
+
+def test_a_bad_request_is_refused_before_any_work(folder):
+    with pytest.raises(ValueError, match="No sample has the label 12"):
+        report_of(folder, "bad", "forget.classes=[12]")
+    assert not list((folder / "bad").iterdir())
+    with pytest.raises(ValueError, match=r"forget.size=1200"):
+        report_of(folder, "bad2", "forget=samples", "forget.size=1200")
+
+
+def test_ids_do_not_leave_the_run(folder):
+    _, output = report_of(folder, "ids", "~forget.classes", "+forget.indices=[1017,1018,1019,1020]", "reference=false")
+    text = (output / "report.json").read_text() + (output / "report.html").read_text()
+    assert not re.search(r"(?<![\d.])10(17|18|19|20)(?![\d])", text)
+
+
+def test_random_samples_are_a_function_of_the_seed():
+    data = Digits()
+    data.setup()
+    assert samples(data, 0.1, 0) == samples(data, 120, 0) != samples(data, 0.1, 1)
+    assert isinstance(samples(data, 5, 0), ForgetRequest)
+    assert len(Scores.concatenate([])) == 0
+
+
+def test_an_offline_wandb_run_holds_the_metrics(folder, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(folder / name))
+    wandb.teardown()
+    _, output = report_of(folder, "wandb", "logger=wandb")
+    wandb.teardown()  # finish does not wait until the service has written the file
+    (file,) = output.rglob("*.wandb")
+    records = read_records(file)
+    history = {item.key or "/".join(item.nested_key) for record in records for item in record.history.item}
+    summary = {item.key or "/".join(item.nested_key) for record in records for item in record.summary.update}
+    assert {"forget/accuracy", "forget/loss", "validation/accuracy", "forget/mia_auc", "interference/total", "unlearning/step"} <= history
+    assert {"final/average_gap", "final/unlearned/forget_accuracy", "final/retrained/test_accuracy", "seconds/unlearn"} <= summary
+    assert any(name.startswith("rank/network.") for name in history)
+
+
+def test_killing_unlearning_leaves_what_was_there(folder, tmp_path):
+    places = [f"cache={folder / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    never_ends = ["method.settings.trust_radius=1e-9", "method.epochs=100000"]
+    command = [sys.executable, "-m", "pgu_lightning", "model.epochs=4", "logger=csv", *places, *never_ends]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("run/csv/*/metrics.csv")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    (cached,) = (path.parent for path in (folder / "cache").glob("original-*/key.json") if _is_plain(path))
+    assert (tmp_path / "run" / "original.ckpt").read_bytes() == (cached / "model.ckpt").read_bytes()
+    assert (tmp_path / "run" / "retain.safetensors").read_bytes() == (cached / "model.retain.safetensors").read_bytes()
+    assert not list(tmp_path.glob("run/*.tmp"))
+    assert not (tmp_path / "run" / "unlearned.ckpt").exists()
+
+
+def _is_plain(path: Path) -> bool:
+    key = json.loads(path.read_text())
+    data = Digits(batch_size=64)
+    data.setup()
+    lr = composed(tmp_path=path.parent).model.optimizer.lr
+    found = (key["seed"], key["model"]["epochs"], key["batch_size"], key["data"], key["model"]["optimizer"]["lr"])
+    return found == (0, 4, 64, data.digest(), lr)

@@ -1,0 +1,294 @@
+"""What the hooks take down, against loops over what the layers received; and that collecting changes nothing (invariant 2)."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from pgu_lightning import collect
+from pgu_lightning.statistics import Collector, fingerprint, survey
+from tests import oracles
+
+
+def close(found, expected, tolerance=1e-6):
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def grams(model, *inputs, mask=None):
+    collector = Collector(model, survey(model))
+    collector.mask = mask
+    with collector:
+        for x in inputs:
+            model(x)
+    return collector.result()[0]
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Conv2d(6, 6, 3, stride=2, groups=2),
+        nn.BatchNorm2d(6, momentum=None),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(24, 3),
+    )
+
+
+class Augmented(Dataset):
+    """Random crops, flips and noise from torch, NumPy and Python's random."""
+
+    def __init__(self, samples):
+        generator = torch.Generator().manual_seed(3)
+        self.x, self.y = torch.randn(samples, 2, 8, 8, generator=generator), torch.arange(samples) % 3
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        top, left = torch.randint(4, (2,)).tolist()
+        x = self.x[index, :, top : top + 5, left : left + 5]
+        if random.random() < 0.5:
+            x = x.flip(2)
+        return x + 0.1 * torch.randn(x.shape) + float(np.random.rand()), self.y[index]
+
+
+class Plain(Augmented):
+    def __getitem__(self, index):
+        return self.x[index, :, :5, :5], self.y[index]
+
+
+@pytest.fixture
+def model():
+    """Its BatchNorm has seen data, and it is not wholly in training mode."""
+    model = network()
+    model(torch.randn(32, 2, 5, 5))
+    model[3].eval()
+    return model
+
+
+@pytest.mark.parametrize("dataset", [Plain, Augmented])
+def test_full_minus_forget_is_retain(model, dataset):
+    """Invariant 2."""
+    data = dataset(53)
+    forgotten = [index for index in range(53) if index % 3 == 1 or index > 48]
+    retained = [index for index in range(53) if index not in forgotten]
+    full = collect(model, DataLoader(data, 16, shuffle=True))
+    forget = collect(model, DataLoader(Subset(data, forgotten), 5))
+    retain = collect(model, DataLoader(Subset(data, retained), 23, shuffle=True, drop_last=True))
+    difference = full.without(forget)
+    assert difference.provenance.samples == retain.provenance.samples == len(retained)
+    for key, gram in retain.grams.items():
+        assert difference.grams[key].rows == gram.rows
+        close(difference.grams[key].matrix, gram.matrix)
+
+
+def test_a_random_transform_is_a_function_of_the_sample_however_it_is_nested(model):
+    data = Augmented(20)
+    once = collect(model, DataLoader(Subset(data, [3, 7]), 1))
+    twice = collect(model, DataLoader(Subset(Subset(data, [7, 1, 3]), [2, 0]), 2))
+    for key, gram in once.grams.items():
+        close(twice.grams[key].matrix, gram.matrix)
+
+
+def test_augmentation_is_on(model):
+    plain, augmented = (collect(model, DataLoader(data(8), 4)).grams["0"].matrix for data in (Plain, Augmented))
+    assert (plain - augmented).norm() > 0.1 * plain.norm()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 4, "shuffle": True, "drop_last": True},
+        {"batch_size": None},
+        {"batch_sampler": [[0, 1], [0, 1], [2, 0]]},
+        {"num_workers": 1},
+    ],
+    ids=["drop_last", "no batches", "batch_sampler", "workers"],
+)
+def test_every_sample_once_whatever_the_loader_does(options):
+    """Of 11 samples, in eval mode."""
+    model, data = network(), Plain(11)
+    if options.get("batch_size", 1) is None:
+        data = [(x[None], torch.tensor([y])) for x, y in data]
+    space = collect(model, DataLoader(data, **options))
+    assert space.provenance.samples == 11
+    assert space.grams["0"].rows == 11 * 25
+    images = Plain(11).x[:, :, :5, :5]
+    close(space.grams["0"].matrix, oracles.convolution_gram(images.numpy(), model[0].weight, padding=1))
+    reference = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        received = reference[:9](images)
+    close(space.grams["9"].matrix, oracles.gram(received.numpy()[None]))
+
+
+def test_collecting_changes_nothing(model):
+    """Random states, training flags, requires_grad, gradients, weights and buffers, hooks, grad mode."""
+    model[0].bias.requires_grad_(False)
+    model(torch.randn(3, 2, 5, 5)).sum().backward()
+    random.seed(5)
+    np.random.seed(6)
+    torch.manual_seed(7)
+
+    def state():
+        return {
+            "weights": fingerprint(model),
+            "gradients": [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
+            "training": [module.training for module in model.modules()],
+            "requires_grad": [p.requires_grad for p in model.parameters()],
+            "hooks": [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()],
+            "attributes": [sorted(vars(module)) for module in model.modules()],
+            "random": (random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2], torch.get_rng_state().tolist()),
+            "grad mode": torch.is_grad_enabled(),
+        }
+
+    before = state()
+    collect(model, DataLoader(Augmented(10), 4, shuffle=True))
+    assert state() == before
+
+
+def test_nothing_is_left_after_an_error(model):
+    class Broken(Plain):
+        def __getitem__(self, index):
+            if index == 5:
+                raise OSError("unreadable")
+            return super().__getitem__(index)
+
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(OSError, match="unreadable"):
+        collect(model, DataLoader(Broken(10), 4))
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_no_samples(model):
+    with pytest.raises(ValueError, match="has no samples"):
+        collect(model, DataLoader(Subset(Plain(3), []), 4))
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.hidden, self.out = nn.Embedding(9, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, tokens):
+        return self.out(self.hidden(self.words(tokens)).tanh())
+
+    def unlearning_outputs(self, batch):
+        tokens, tags = batch
+        return self(tokens)[tokens != 0], tags[tokens != 0]
+
+    def row_mask(self, batch):
+        return batch[0] != 0
+
+
+def test_padded_tokens_do_not_count():
+    """The Gram does not depend on how far sequences are padded."""
+    model = Tagger()
+    tokens = torch.randint(1, 9, (6, 7))
+    lengths = [7, 1, 3, 0, 5, 7]
+    for row, length in zip(tokens, lengths, strict=True):
+        row[length:] = 0
+    space = collect(model, DataLoader(TensorDataset(tokens, torch.zeros_like(tokens)), 2))
+    received = np.array([model.words.weight[word].tolist() for row in tokens for word in row if word])
+    assert space.grams["hidden"].rows == space.grams["out"].rows == sum(lengths)
+    assert space.provenance.samples == 6
+    close(space.grams["hidden"].matrix, oracles.gram(received[None]))
+    weight, bias = model.hidden.weight.detach().double().numpy(), model.hidden.bias.detach().double().numpy()
+    close(space.grams["out"].matrix, oracles.gram(np.tanh(received @ weight.T + bias)[None]))
+
+
+def test_a_mask_of_samples():
+    model, x = nn.Sequential(nn.Conv1d(2, 2, 2), nn.Flatten(), nn.Linear(6, 2)), torch.randn(5, 2, 4)
+    mask = torch.tensor([True, False, True, True, False])
+    found, expected = grams(model, x, mask=mask), grams(model, x[mask])
+    assert found["0"].rows == 9
+    for key in expected:
+        close(found[key].matrix, expected[key].matrix)
+
+
+class Reuse(nn.Module):
+    """Calls one layer twice, the second time by keyword, and spoils its inputs afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        first = x.clone()
+        second = self.layer(first).detach()
+        first.zero_()
+        third = self.layer(input=second)
+        second.mul_(-7).add_(1)
+        return third
+
+
+def test_both_calls_of_a_reused_layer_count_and_later_changes_in_place_do_not():
+    model, x = Reuse(), torch.randn(4, 3)
+    second = x.double().numpy() @ model.layer.weight.detach().double().numpy().T + model.layer.bias.detach().double().numpy()
+    gram = grams(model, x)["layer"]
+    assert gram.rows == 8
+    close(gram.matrix, oracles.gram(x.numpy()[None]) + oracles.gram(second[None]))
+
+
+def test_several_passes_add_up(model):
+    model.eval()
+    parts = torch.randn(9, 2, 5, 5).split([4, 0, 3, 2])
+    found, expected = grams(model, *parts), grams(model, torch.cat(parts))
+    for key in expected:
+        assert found[key].rows == expected[key].rows
+        close(found[key].matrix, expected[key].matrix)
+
+
+def test_the_product_is_float32_under_autocast():
+    """Inputs that autocast has rounded are taken as they are; the product is not rounded."""
+    model, x = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2)), torch.randn(500, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model[0](x)
+        found = grams(model, x)
+    assert hidden.dtype == torch.bfloat16
+    close(found["0"].matrix, oracles.gram(x.numpy()[None]))
+    close(found["1"].matrix, oracles.gram(hidden.detach().float().numpy()[None]))
+
+
+def test_half_precision_weights():
+    model, x = nn.Sequential(nn.Linear(20, 2)).bfloat16(), torch.randn(50, 20).bfloat16()
+    close(grams(model, x)["0"].matrix, oracles.gram(x.float().numpy()[None]))
+
+
+def test_float64_inputs_stay_float64():
+    model, x = nn.Sequential(nn.Linear(20, 2)).double(), torch.randn(50, 20, dtype=torch.float64)
+    close(grams(model, x)["0"].matrix, oracles.gram(x.numpy()[None]), 1e-14)
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "wrapped inside"])
+def test_a_compiled_network_is_counted(how):
+    """Also when it was compiled, and called, before."""
+    torch.compiler.reset()
+    plain, x = network().eval(), Plain(6).x[:, :, :5, :5]
+    model = copy.deepcopy(plain)
+    if how == "in place":
+        model.compile(backend="eager")
+    else:
+        model = torch.compile(model, backend="eager")
+    if how == "wrapped inside":
+        plain, model = nn.Sequential(plain), nn.Sequential(model)
+    model(x)
+    found, expected = collect(model, DataLoader(Plain(6), 4)), collect(plain, DataLoader(Plain(6), 3))
+    assert found.grams.keys() == expected.grams.keys()
+    assert found.provenance.weights == expected.provenance.weights
+    for key, gram in expected.grams.items():
+        assert found.grams[key].rows == gram.rows
+        close(found.grams[key].matrix, gram.matrix)
+    torch.compiler.reset()

@@ -1,0 +1,202 @@
+"""What a layer multiplies its weight with, against loops over every output position and tap."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pgu_lightning.statistics import conv, layers
+from pgu_lightning.statistics.layers import as_matrix, rows, second_moment, supported
+from tests import oracles
+
+TYPES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@st.composite
+def convolutions(draw, dimensions=(1, 2, 2, 3)):
+    """A layer, its input, and the oracle's rows."""
+    axes = draw(st.sampled_from(dimensions))
+    per_axis = lambda low, high: draw(st.tuples(*[st.integers(low, high)] * axes))  # noqa: E731
+    kernel, dilation, stride, extra = per_axis(1, 3), per_axis(1, 2), per_axis(1, 3), per_axis(0, 2)
+    groups, each, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    padding = draw(st.sampled_from(["same", "valid", "numbers", "one number"]))
+    reach = [dilation[axis] * (kernel[axis] - 1) for axis in range(axes)]
+    size = [max(reach[axis] + 1, 3) + extra[axis] for axis in range(axes)]
+    if padding == "same":
+        stride = (1,) * axes
+        before, after = [total // 2 for total in reach], [total - total // 2 for total in reach]
+    elif padding == "valid":
+        before = after = [0] * axes
+    else:
+        padding = per_axis(0, 2) if padding == "numbers" else draw(st.integers(0, 2))
+        before = after = [padding] * axes if isinstance(padding, int) else list(padding)
+    layer = TYPES[axes](groups * each, groups * outputs, kernel, stride, padding, dilation, groups, draw(st.booleans()), mode)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    batch = draw(st.sampled_from([None, 1, 2]))
+    x = torch.randn(*([] if batch is None else [batch]), groups * each, *size, generator=generator)
+    if draw(st.booleans()):
+        layer, x = layer.double(), x.double()
+    out = [(size[axis] + before[axis] + after[axis] - reach[axis] - 1) // stride[axis] + 1 for axis in range(axes)]
+    batched = x[None] if batch is None else x
+    return layer, x, oracles.convolution_rows(batched.numpy(), kernel, stride, before, out, mode, dilation, groups)
+
+
+def close(found, expected, tolerance):
+    assert found.shape == expected.shape
+    assert np.abs(found.numpy() - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-30)
+
+
+@given(convolutions())
+@settings(deadline=None, max_examples=200)
+def test_rows_of_a_convolution_are_its_patches(case):
+    layer, x, expected = case
+    np.testing.assert_array_equal(rows(layer, x).numpy(), expected)
+
+
+@given(convolutions())
+@settings(deadline=None, max_examples=200)
+def test_second_moment_of_a_convolution(case):
+    layer, x, expected = case
+    matrix, count = second_moment(layer, x)
+    assert matrix.dtype == torch.float64
+    assert count == expected.shape[1]
+    close(matrix, oracles.gram(expected), 1e-12 if x.dtype == torch.float64 else 1e-6)
+
+
+@given(convolutions([2]), st.integers(1, 7), st.integers(1, 200))
+@settings(deadline=None, max_examples=40)
+def test_second_moment_in_pieces(case, max_rows, max_elements):
+    """Bounded products and bounded unfolding give what one product gives."""
+    layer, x, expected = case
+    with (
+        patch.object(layers, "MAX_ROWS", max_rows),
+        patch.object(conv, "MAX_ROWS", max_rows),
+        patch.object(conv, "_MAX_ELEMENTS", max_elements),
+    ):
+        matrix, count = second_moment(layer, x)
+    assert count == expected.shape[1]
+    close(matrix, oracles.gram(expected), 1e-6)
+
+
+@given(convolutions())
+@settings(deadline=None, max_examples=40)
+def test_rows_times_weight_is_the_layer(case):
+    layer, x, _ = case
+    found = rows(layer, x) @ as_matrix(layer, layer.weight).mT  # (groups, batch x positions, out of a group)
+    output = layer(x)
+    expected = output[None] if x.dim() == len(layer.kernel_size) + 1 else output
+    expected = expected.movedim(1, -1).flatten(0, -2)  # (batch x positions, out)
+    found = found.movedim(0, 1).flatten(1)
+    if layer.bias is not None:
+        found = found + layer.bias
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 4), max_size=3), st.integers(1, 5), st.integers(1, 4), st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_linear(leading, features, outputs, bias):
+    """Also of one unbatched vector, and of sequences."""
+    layer, x = nn.Linear(features, outputs, bias), torch.randn(*leading, features)
+    expected = np.array([x[place].numpy() for place in np.ndindex(*leading)])[None]
+    np.testing.assert_array_equal(rows(layer, x).numpy(), expected)
+    matrix, count = second_moment(layer, x)
+    assert count == expected.shape[1]
+    close(matrix, oracles.gram(expected), 1e-6)
+    product = rows(layer, x) @ as_matrix(layer, layer.weight).mT
+    product = product + layer.bias if bias else product
+    torch.testing.assert_close(product[0].view(*leading, outputs), layer(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(5, 3), (1, 3, 5)),
+        (nn.Conv1d(4, 6, 3, groups=2), (2, 3, 6)),
+        (nn.Conv2d(2, 3, (2, 3)), (1, 3, 12)),
+        (nn.Conv3d(3, 3, 2, groups=3), (3, 1, 8)),
+    ],
+    ids=lambda value: str(value),
+)
+def test_as_matrix_is_a_view_that_writes_through(layer, shape):
+    weight = torch.zeros_like(layer.weight)
+    matrix = as_matrix(layer, weight)
+    assert matrix.shape == shape
+    matrix.copy_(torch.arange(matrix.numel()).view(shape))
+    assert weight.flatten().tolist() == list(range(weight.numel()))
+
+
+class OtherForward(nn.Linear):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class OtherConv(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight + 1, bias)
+
+
+def patched():
+    layer = nn.Linear(2, 2)
+    layer.forward = lambda x: 2 * x
+    return layer
+
+
+class SameForward(nn.Conv2d):
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "known"),
+    [
+        (nn.Linear(2, 2), True),
+        (nn.Conv3d(2, 2, 1), True),
+        (SameForward(2), True),
+        (nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2), True),
+        (OtherForward(2, 2), False),
+        (OtherConv(2, 2, 1), False),
+        (patched(), False),
+        (nn.ConvTranspose2d(2, 2, 1), False),
+        (nn.Bilinear(2, 2, 2), False),
+        (nn.Embedding(2, 2), False),
+        (nn.BatchNorm1d(2), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_supported(layer, known):
+    assert supported(layer) is known
+
+
+def test_rows_of_an_unknown_layer():
+    with pytest.raises(TypeError, match="Bilinear is not a layer whose input rows are known: register it"):
+        rows(nn.Bilinear(2, 2, 2), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(2, 3), (0, 2)), (nn.Conv2d(1, 1, (1, 2)), (0, 1, 4, 4))], ids=["linear", "conv2d"])
+def test_an_input_without_rows(layer, shape):
+    matrix, count = second_moment(layer, torch.ones(shape))
+    assert (matrix.tolist(), count) == ([[[0, 0], [0, 0]]], 0)
+
+
+def test_a_custom_layer_needs_rows_only():
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 2))
+
+        def forward(self, x):
+            return 2 * x @ self.weight.T
+
+    rows.register(Doubling, lambda layer, x: 2 * x.reshape(1, -1, 2))
+    layer, x = Doubling(), torch.tensor([[1.0, 2.0]])
+    assert supported(layer)
+    assert second_moment(layer, x)[0].tolist() == [[[4.0, 8.0], [8.0, 16.0]]]
+    torch.testing.assert_close((rows(layer, x) @ as_matrix(layer, layer.weight).mT)[0], layer(x))

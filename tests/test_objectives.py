@@ -1,0 +1,279 @@
+"""Forget losses and the anchor against their formulas in float64; their gradients where a model is certain."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from pgu_lightning.evaluation.scores import Scores
+from pgu_lightning.objectives import Calibrated, Depoison, Margin, Published, anchor
+from tests import oracles
+
+
+def of_margins(margins, label=0):
+    """Scores with these margins."""
+    margins = torch.as_tensor(margins, dtype=torch.float32)
+    return Scores(torch.nn.functional.softplus(-margins), margins, margins > 0, torch.full((len(margins),), label))
+
+
+def calibrated(validation):
+    objective = Calibrated()
+    objective.prepare(of_margins(validation))
+    return objective
+
+
+def loss_of(objective, logits, target):
+    """Of a batch that is the whole forget set."""
+    objective.look(Scores.of(logits, target))
+    return objective(logits, target, torch.arange(len(target)))
+
+
+VALIDATION = np.random.default_rng(5).normal(2, 4, size=37).astype(np.float32)
+OBJECTIVES = {
+    "published": (Published(), oracles.published),
+    "published, other numbers": (Published(0.2, 1.5), lambda z, y: oracles.published(z, y, 0.2, 1.5)),
+    "depoison": (Depoison(), oracles.depoison),
+    "depoison, other numbers": (Depoison(0.01, 2.0), lambda z, y: oracles.depoison(z, y, 0.01, 2.0)),
+    "margin": (Margin(), oracles.softplus_margin),
+    "margin, pushed": (Margin(threshold=-3.5), lambda z, y: oracles.softplus_margin(z, y, -3.5)),
+    "calibrated": (calibrated(VALIDATION), lambda z, y: oracles.calibrated(z, y, VALIDATION)),
+}
+every_objective = pytest.mark.parametrize(("objective", "oracle"), OBJECTIVES.values(), ids=OBJECTIVES)
+
+
+@every_objective
+@given(st.integers(1, 30), st.integers(2, 7), st.sampled_from([0.01, 1, 10, 300]), st.integers(0, 999))
+@settings(deadline=None, max_examples=25)
+def test_the_formula(objective, oracle, rows, classes, scale, seed):
+    generator = np.random.default_rng(seed)
+    logits, target = (generator.normal(size=(rows, classes)) * scale).astype(np.float32), generator.integers(classes, size=rows)
+    found = loss_of(objective, torch.from_numpy(logits), torch.from_numpy(target))
+    assert found.shape == ()
+    assert float(found) == pytest.approx(oracle(logits.astype(np.float64), target), rel=1e-4, abs=1e-6)
+
+
+@every_objective
+@pytest.mark.parametrize("certain", [20.0, 100.0, 1e4, 3e4, -1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_and_gradients_are_finite_where_the_model_is_certain(objective, oracle, certain, dtype):
+    logits = torch.tensor([[certain, 0.0, 1.0], [0.0, certain, -certain]], dtype=dtype, requires_grad=True)
+    loss = loss_of(objective, logits, torch.tensor([0, 1]))
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@every_objective
+def test_half_precision_is_computed_in_float32(objective, oracle):
+    logits, target = (torch.randn(40, 5) * 3).bfloat16(), torch.arange(40) % 5
+    loss = loss_of(objective, logits, target)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(oracle(logits.double().numpy(), target.numpy()), rel=1e-5)
+
+
+@every_objective
+def test_a_step_down_the_gradient_makes_the_labels_less_likely(objective, oracle):
+    """From answers that are about right: what forgetting means. For the calibrated loss: from margins above the validation's."""
+    target = torch.arange(40) % 4
+    logits = (torch.randn(40, 4) + 12 * torch.eye(4)[target] * (type(objective) is Calibrated) + torch.eye(4)[target]).requires_grad_()
+    loss_of(objective, logits, target).backward()
+    moved = logits.detach() - logits.grad
+    before, after = (oracles.margins(z.detach().double().numpy(), target.numpy()).mean() for z in (logits, moved))
+    assert after < before
+
+
+@pytest.mark.parametrize("margin", [20.0, 80.0])
+def test_only_the_published_gradient_vanishes_where_the_model_is_certain(margin):
+    slopes = {}
+    for name, objective in {"published": Published(entropy_weight=0), "margin": Margin(), "calibrated": calibrated([0.0])}.items():
+        logits = torch.tensor([[margin, 0.0]], requires_grad=True)
+        loss_of(objective, logits, torch.tensor([0])).backward()
+        slopes[name] = float(logits.grad[0, 0])
+    assert slopes["margin"] > 0.99
+    assert slopes["calibrated"] > 0.99
+    assert slopes["published"] < 1e-6
+
+
+@pytest.mark.parametrize("objective", [Published(), Depoison(), Margin()])
+def test_needs_no_validation_and_has_no_further_goal(objective):
+    objective.prepare(None)
+    objective.look(of_margins([1.0]))
+    assert objective.refine(of_margins([1.0]), None) is False
+
+
+# Calibrated
+
+
+def logits_of(margins):
+    """Two classes, label 0: the margin is the difference of the logits."""
+    return torch.stack([torch.as_tensor(margins, dtype=torch.float32), torch.zeros(len(margins))], 1), torch.zeros(
+        len(margins), dtype=torch.int64
+    )
+
+
+@given(st.lists(st.sampled_from([-3.0, -1.0, 0.5, 0.5, 2.0, 7.25]), min_size=1, max_size=20), st.randoms())
+@settings(deadline=None, max_examples=60)
+def test_it_is_zero_where_the_margins_are_equal(validation, random):
+    """In any order, and with ties."""
+    own = validation.copy()
+    random.shuffle(own)
+    assert float(loss_of(calibrated(validation), *logits_of(own))) < 1e-10
+
+
+def test_the_gradient_is_zero_at_the_fixed_point():
+    logits, target = logits_of(VALIDATION)
+    logits.requires_grad_()
+    loss_of(calibrated(VALIDATION), logits, target).backward()
+    assert logits.grad.abs().max() < 1e-6
+
+
+def test_the_ranks_are_those_of_the_whole_forget_set():
+    """However it is cut into batches, in whatever order they come."""
+    own = np.random.default_rng(1).normal(size=20).astype(np.float32)
+    objective = calibrated(VALIDATION)
+    whole = float(loss_of(objective, *logits_of(own)))
+    order = torch.randperm(20)
+    parts = [float(objective(*logits_of(own[part]), part)) for part in order.split([7, 10, 3])]
+    assert (7 * parts[0] + 10 * parts[1] + 3 * parts[2]) / 20 == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_goal_stands_until_the_forget_set_is_looked_at_again():
+    objective = calibrated([0.0, 10.0])
+    objective.look(of_margins([1.0, 2.0]))
+    assert float(objective(*logits_of([10.0, 0.0]), torch.tensor([1, 0]))) < 1e-10  # sample 1 is the higher one: its goal is 10
+    assert float(objective(*logits_of([10.0, 0.0]), torch.tensor([0, 1]))) == pytest.approx(9.5)
+    objective.look(of_margins([2.0, 1.0]))
+    assert float(objective(*logits_of([10.0, 0.0]), torch.tensor([0, 1]))) < 1e-10
+
+
+def test_samples_of_several_labels_cannot_be_ranked():
+    objective = calibrated(VALIDATION)
+    objective.look(of_margins([1.0, 2.0]))
+    with pytest.raises(ValueError, match="this batch has 6 labels for 2 samples: choose another objective"):
+        objective(*logits_of([1.0] * 6), torch.arange(2))
+
+
+@pytest.mark.parametrize("validation", [None, of_margins([])])
+def test_calibrated_needs_validation(validation):
+    with pytest.raises(ValueError, match=r"it needs validation data .* Give the trainer a validation loader, or choose another objective"):
+        Calibrated().prepare(validation)
+
+
+def test_the_goal_is_the_original_models():
+    """The validation margins of the beginning, whatever they become."""
+    scores = of_margins(VALIDATION)
+    objective = Calibrated()
+    objective.prepare(scores)
+    before = float(loss_of(objective, *logits_of([1.0, 2.0])))
+    scores.margin.add_(5)
+    assert float(loss_of(objective, *logits_of([1.0, 2.0]))) == before
+
+
+# The further goal of Margin
+
+
+def auc(forget, validation):
+    return roc_auc_score([1] * len(forget) + [0] * len(validation), [*forget, *validation])
+
+
+@pytest.mark.parametrize(
+    ("forget", "validation", "threshold", "goes_to"),
+    [
+        ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10, 0.0, -2.0),
+        ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10, -6.0, -8.0),
+        ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10, -7.0, -8.0),
+        ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10, -8.0, None),
+        ([2.0, 3.0, 4.0] * 10, None, 0.0, None),
+        ([2.0, 3.0, 4.0] * 10, [], 0.0, None),
+        ([2.0, 3.0, 4.0] * 10, [2.0, 3.0, 4.0] * 10, 0.0, None),
+        ([-2.0] * 10, [3.0] * 10, 0.0, None),
+        ([1.0, 3.0], [0.0, 2.0], 0.0, None),
+    ],
+    ids=[
+        "told apart",
+        "again",
+        "to the end",
+        "no further",
+        "no validation",
+        "none of the class",
+        "alike",
+        "the other way",
+        "too few to tell",
+    ],
+)
+def test_refine(forget, validation, threshold, goes_to):
+    objective = Margin(threshold=threshold)
+    assert objective.refine(of_margins(forget), None if validation is None else of_margins(validation)) is (goes_to is not None)
+    assert objective.threshold == (threshold if goes_to is None else goes_to)
+
+
+@given(st.integers(2, 60), st.integers(2, 60), st.floats(0, 1.5), st.integers(0, 99), st.sampled_from([0.0, 1.0, 2.0]))
+@settings(deadline=None, max_examples=40)
+def test_refine_asks_whether_the_trace_is_above_noise(n, m, shift, seed, errors):
+    generator = np.random.default_rng(seed)
+    forget, validation = (generator.normal(loc, size=size).astype(np.float32) for loc, size in ((shift, n), (0, m)))
+    bound = 0.5 + errors * np.sqrt((n + m + 1) / (12 * n * m))
+    assert Margin(errors=errors).refine(of_margins(forget), of_margins(validation)) is bool(auc(forget, validation) > bound)
+
+
+def test_a_lower_threshold_is_a_higher_loss():
+    logits, target = torch.randn(9, 4), torch.arange(9) % 4
+    objective = Margin()
+    before = float(loss_of(objective, logits, target))
+    lowered = copy.copy(objective)
+    assert lowered.refine(of_margins([5.0] * 30), of_margins([-5.0] * 30))
+    assert float(loss_of(lowered, logits, target)) > before
+
+
+# The anchor
+
+
+@given(
+    st.integers(1, 20), st.integers(2, 6), st.sampled_from([(), (0,), (1, 3), (0, 1)]), st.sampled_from([0.1, 3, 100]), st.integers(0, 999)
+)
+@settings(deadline=None, max_examples=60)
+def test_anchor(rows, classes, gone, scale, seed):
+    """Rows of gone classes, and the gone classes' logits, are left out."""
+    gone = tuple(label for label in gone if label < classes)
+    generator = np.random.default_rng(seed)
+    present, before = ((generator.normal(size=(rows, classes)) * scale).astype(np.float32) for _ in range(2))
+    target = generator.integers(classes, size=rows)
+    found, count = anchor(torch.from_numpy(present), torch.from_numpy(before), torch.from_numpy(target), gone)
+    expected, expected_count = oracles.anchor(present.astype(np.float64), before.astype(np.float64), target, gone)
+    assert count == expected_count
+    assert float(found) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_the_anchor_says_nothing_of_gone_classes():
+    original, target = torch.randn(12, 5), torch.arange(12) % 5
+    logits = original.clone()
+    logits[:, [1, 3]] += 7 * torch.randn(12, 2)
+    logits[(target == 1) | (target == 3)] += 9 * torch.randn(5, 5)
+    logits.requires_grad_()
+    value, rows = anchor(logits, original, target, gone=(1, 3))
+    value.backward()
+    assert rows == 7
+    assert abs(value.item()) < 1e-6
+    assert logits.grad.abs().max() < 1e-6
+
+
+def test_an_anchor_without_rows_can_be_differentiated():
+    logits = torch.randn(3, 4, requires_grad=True)
+    value, rows = anchor(logits, torch.randn(3, 4), torch.ones(3, dtype=torch.int64), gone=(1,))
+    value.backward()
+    assert (value.item(), rows) == (0, 0)
+    assert logits.grad.tolist() == torch.zeros(3, 4).tolist()
+
+
+def test_the_anchor_is_finite_for_certain_answers():
+    logits = torch.tensor([[1e4, 0.0, -1e4]], requires_grad=True)
+    value, _ = anchor(logits, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([0]))
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad.isfinite().all()
