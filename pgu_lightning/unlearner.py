@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,11 @@ def _unit_step(parameters: Iterable[Parameter]) -> Optimizer:
     return SGD(parameters, lr=1.0)
 
 
+def _default_anchors() -> dict[Kind, float]:
+    # The answers of a poisoned model are partly what has to go: holding on to them is held back.
+    return {"class": 20.0, "samples": 20.0, "poison": 1.0}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What belongs to the algorithm. The defaults need no tuning: objective and stop rule follow the kind of the request.
@@ -48,7 +53,7 @@ class Settings:
         rule: Which directions pass.
         objective: The forget loss, one for all requests or one a kind.
         stop: The stop rule, likewise.
-        anchor: Weight of KL(original || present) on validation inputs; left out without validation data.
+        anchor: Weight of KL(original || present) on validation inputs, one for all requests or one a kind; none without validation data.
         trust_radius: Interference of one step, as the square root of the relative squared change of the response to the retained data; the
             step's length is the minimum of a parabola through one extra forward pass, within this radius. None: the optimizer's own step
             length.
@@ -61,7 +66,7 @@ class Settings:
     rule: Rule = field(default_factory=Soft)
     objective: Objective | Mapping[Kind, Objective] = field(default_factory=_default_objectives)
     stop: StopRule | Mapping[Kind, StopRule] = field(default_factory=_default_stops)
-    anchor: float = 1.0
+    anchor: float | Mapping[Kind, float] = field(default_factory=_default_anchors)
     trust_radius: float | None = 0.01
     optimizer: Callable[[Iterable[Parameter]], Optimizer] = _unit_step
     scheduler: Callable[[Optimizer], Any] | None = None
@@ -71,10 +76,15 @@ class Settings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.anchor < 0:
+        anchors = self.anchor.values() if isinstance(self.anchor, Mapping) else [self.anchor]
+        if min(anchors) < 0:
             raise ValueError(f"anchor must not be negative, got {self.anchor}")
         if self.trust_radius is not None and not self.trust_radius > 0:
             raise ValueError(f"trust_radius must be above 0 or None, got {self.trust_radius}")
+
+    def anchor_for(self, kind: Kind) -> float:
+        """The weight of the anchor for this kind of request."""
+        return self.anchor[kind] if isinstance(self.anchor, Mapping) else self.anchor
 
     def objective_for(self, kind: Kind) -> Objective:
         """A fresh objective for this kind of request."""
@@ -137,12 +147,13 @@ class Unlearner:
         self.history: list[Epoch] = []
         self.kept = 0
         self._settings = settings
-        self._objective, self._stop = settings.objective_for(kind), settings.stop_for(kind)
+        self._objective, self._stop, self._anchor = settings.objective_for(kind), settings.stop_for(kind), settings.anchor_for(kind)
         self._outputs, self._gone, self._own_loss, self._autocast = outputs, gone, own_loss, autocast
         self._pending: list[_Pending] = []
         self._losses: list[float] = []  # forget losses of this epoch
         self._steps = self._skipped = 0
         self._gradients_are_finite = True
+        self._met: Decision | None = None  # the stop rule was met, and a further goal was set
         self._best: tuple[float, int, Mapping[str, Mapping[str, Tensor]]] | None = None
 
     def start(self, forget: Scores, validation: Scores | None, num_classes: int) -> None:
@@ -183,23 +194,28 @@ class Unlearner:
             return loss, loss.detach()
         logits, target = self._outputs(validation)
         kept, rows = anchor(logits, original, target, self._gone)
-        return loss + self._settings.anchor * distributed.share(rows, logits) * kept, loss.detach()
+        return loss + self._anchor * distributed.share(rows, logits) * kept, loss.detach()
 
     def check_gradients(self, parameters: Iterable[Parameter]) -> None:
         """Called before the optimizer's step: a gradient that is not finite makes it a step that is skipped."""
+        self._steps += 1
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all() if gradients else torch.tensor(True)
         self._gradients_are_finite = float(distributed.mean(finite.float())) == 1
         if not self._gradients_are_finite:
+            self._skipped += 1
+            # A gradient scaler leaves the step out altogether: what is remembered of it must go now.
+            self._pending = []
             for gradient in gradients:
                 gradient.zero_()
 
     def after_step(self) -> None:
         """Called after the optimizer's step: filter what it did, choose the length, write it back."""
         pending, self._pending = self._pending, []
-        self._steps += 1
         update = self.guard.proposal()
-        length = self._length(update, pending) if self._gradients_are_finite else None
+        if not self._gradients_are_finite:
+            return
+        length = self._length(update, pending)
         if length is None:
             self._skipped += 1
         else:
@@ -211,7 +227,8 @@ class Unlearner:
             return None
         if self._settings.trust_radius is None or relative == 0:
             return 1.0
-        radius = self._settings.trust_radius / math.sqrt(relative)
+        # Where (almost) nothing interferes, the radius says nothing: no step is longer than the weights themselves.
+        radius = min(self._settings.trust_radius / math.sqrt(relative), self.guard.longest(update))
         slope = self.guard.gradient_product(update)
         if slope >= 0:
             return 0.0
@@ -247,6 +264,7 @@ class Unlearner:
         self._remember()
         decision = self._stop(self.history)
         if decision is not None and decision.refine and self._objective.refine(forget, self.history[-1].alike):
+            self._met = decision
             return None
         return decision
 
@@ -261,11 +279,13 @@ class Unlearner:
         Args:
             decision: The stop rule's; None if it was not met before the epochs ran out.
         """
+        if decision is None and self._met is not None:
+            decision = replace(self._met, reason=f"{self._met.reason}; the epochs ran out before the membership trace was gone too")
         self.kept = len(self.history) - 1
         if self._best is not None and (decision is None or decision.best):
             self.kept = self._best[1]
             self.guard.load_state_dict(self._best[2])
-        fulfilled = decision is not None and decision.fulfilled
+        fulfilled = decision is not None and decision.fulfilled and self.kept > 0
         reason = decision.reason if decision else "the epochs ran out before the stop rule was met"
         return Outcome(fulfilled, reason, len(self.history) - 1, self._steps, self._skipped, tuple(self._notes(self.kept, fulfilled)))
 

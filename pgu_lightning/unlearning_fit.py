@@ -78,7 +78,7 @@ class UnlearningFit:
         draws = rows if batches == 1 else rows // world * world
         self._batch_size, self._sampler = local, distributed.SharedOrder(rows, draws)
         loaders = {"forget": over(self._split.forget, self._train, local, self._sampler)}
-        if self._validation is not None and self._settings.anchor:
+        if self._validation is not None and self._settings.anchor_for(self._split.kind):
             data = self._validation.dataset
             order = distributed.SharedOrder(len(data), batches * local * world)  # type: ignore[arg-type]
             loaders["validation"] = over(data, self._validation, local, order)
@@ -187,7 +187,7 @@ class UnlearningFit:
 
     def _report(self, outcome: Outcome, seconds: float) -> Report:
         unlearner, split, settings = self._unlearner, self._split, self._settings
-        used = {"objective": settings.objective_for(split.kind), "stop": settings.stop_for(split.kind)}
+        used = {name: getattr(settings, f"{name}_for")(split.kind) for name in ("objective", "stop", "anchor")}
         values = {item.name: used.get(item.name, getattr(settings, item.name)) for item in dataclasses.fields(settings)}
         return Report(
             request=RequestRecord(split.kind, len(split.forget), split.digest, split.classes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -203,17 +204,19 @@ def test_several_batches_in_one_step():
         np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("share", [0.9, 1.0])
-def test_a_hard_rule_within_a_radius(share):
-    """Where no direction that the data reaches is left, the radius has next to nothing to measure."""
-    problem = Problem()
-    problem.x[:, 5:] = 0
+def test_a_hard_rule_within_a_radius(share, seed):
+    """Where no direction that the data reaches is left, the radius has nothing but rounding to measure: it must stay a number."""
+    problem = Problem(seed=seed)
+    basis = torch.linalg.qr(torch.randn(FEATURES, FEATURES, dtype=torch.float64)).Q[:5]
+    problem.x = (problem.x.double() @ basis.T @ basis).float()
     unlearner = problem.start(Settings(rule=Hard(share), objective=Margin(), stop=Epochs(99)))
-    problem.forget[0][:, 5:] = torch.randn(20, FEATURES - 5)
     for _ in range(10):
         problem.step(unlearner)
     assert all(np.isfinite(weight).all() for weight in problem.numpy())
-    assert unlearner.end_epoch(problem.scores(problem.forget), None) is None
+    assert problem.scores(problem.forget).mean_loss > 2 * unlearner.history[0].forget.mean_loss
+    assert unlearner.finish(None).skipped == 0
 
 
 # The parabola
@@ -520,3 +523,50 @@ def test_objective_and_stop_rule_follow_the_kind():
     assert [type(settings.stop_for(kind)) for kind in ("class", "samples", "poison")] == [Forgotten, AccuracyGap, Forgotten]
     one = Settings(objective=Calibrated(), stop=Epochs(3))
     assert all(type(one.objective_for(kind)) is Calibrated and one.stop_for(kind) == Epochs(3) for kind in ("class", "samples", "poison"))
+
+
+def test_unchanged_weights_never_fulfil_a_request():
+    """The published rule keeps the epoch with the smallest gap: where that is the original, nothing was forgotten."""
+    weights, problem, _, outcome = run_scripted([0.1, 0.5, 0.3], {2: Decision("enough", fulfilled=True, best=True)})
+    assert problem.bits() == weights[0]
+    assert not outcome.fulfilled
+
+
+def test_a_goal_that_was_met_stays_met_when_a_further_one_is_not():
+    problem = Problem()
+    decision = Decision("gone", fulfilled=True, refine=True)
+    unlearner = problem.start(Settings(objective=Margin(), stop=Scripted([0.9, 0.0, 0.0], {1: decision})))
+    members = Scores.of(torch.tensor([[-1.0, 3.0]] * 30), torch.ones(30, dtype=torch.int64))
+    strangers = Scores.of(torch.tensor([[3.0, -1.0]] * 30), torch.ones(30, dtype=torch.int64))
+    for _ in range(2):
+        problem.step(unlearner)
+        assert unlearner.end_epoch(members, strangers) is None
+    outcome = unlearner.finish(None)
+    assert outcome.fulfilled
+    assert outcome.reason == "gone; the epochs ran out before the membership trace was gone too"
+
+
+def test_a_step_left_out_by_a_gradient_scaler_is_not_remembered():
+    """Gradients overflow, the scaler calls no optimizer step: the next step's parabola is through the next step's batches alone."""
+    straight, with_gap = Problem(), Problem()
+    one, other = straight.start(), with_gap.start()
+    with_gap.loss(other).backward()
+    with_gap.weights[0].grad.fill_(torch.inf)
+    other.check_gradients(with_gap.weights)
+    with_gap.optimizer.zero_grad()
+    straight.step(one)
+    with_gap.step(other)
+    assert straight.bits() == with_gap.bits()
+    assert (other.finish(None).skipped, one.finish(None).skipped) == (1, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_step_is_longer_than_the_weights_where_nothing_interferes(dtype):
+    """All that the data reaches is protected: interference is rounding, and a radius in its units would be anything."""
+    problem = Problem(dtype)
+    unlearner = problem.start(dataclasses.replace(CLASS, rule=Hard(1.0)))
+    for _ in range(5):
+        before = problem.numpy()
+        problem.step(unlearner)
+        step = sum(np.square(now - then).sum() for now, then in zip(problem.numpy(), before, strict=True))
+        assert step <= sum(np.square(weight).sum() for weight in problem.numpy()) * 4

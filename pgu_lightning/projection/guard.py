@@ -58,6 +58,12 @@ class UpdateGuard:
         energy = sum(self._energy.values())
         return sum(self.response(update).values()) / energy if energy else 0.0
 
+    def longest(self, update: Update) -> float:
+        """The factor by which ``update`` is as long as the original weights together."""
+        weights = sum(float(weight.square().sum()) for weight in self._original.values())
+        length = sum(float(change.square().sum()) for change in update.values())
+        return (weights / length) ** 0.5 if length else 1.0
+
     def interference(self) -> dict[str, float]:
         """The relative squared change of each layer's response to the retained data since the start, to first order."""
         changed = self.response(self._change)

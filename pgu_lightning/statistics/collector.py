@@ -59,7 +59,7 @@ class Collector:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             x = (*inputs, *named.values())[0].detach()
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                if self.mask is not None and x.shape[: self.mask.dim()] == self.mask.shape:
+                if self.mask is not None and self._is_masked(module, x, self.mask):
                     x = x[self.mask]
                 if not x.numel():
                     return
@@ -68,6 +68,11 @@ class Collector:
             self._rows[key] = self._rows.get(key, 0) + rows
 
         return hook
+
+    @staticmethod
+    def _is_masked(module: nn.Module, x: Tensor, mask: Tensor) -> bool:
+        # The second dimension of a convolution's input is channels, never tokens.
+        return x.shape[: mask.dim()] == mask.shape and (mask.dim() == 1 or not hasattr(module, "kernel_size"))
 
     def result(self) -> tuple[Mapping[str, Gram], tuple[LayerInfo, ...]]:
         """The sums over all processes, on the CPU, and the layers; those that no forward pass reached are now frozen."""
