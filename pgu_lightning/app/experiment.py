@@ -236,10 +236,10 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
     if distributed.rank() == 0:
         report.save(task.output / "report.json")
         write_html(report, task.output / "report.html")
-        print_report(report)
         for logger in task.loggers:
             if isinstance(logger, WandbLogger):
                 log_report(logger.experiment, report)
                 logger.experiment.finish()
+        print_report(report)
         print(f"{task.output / 'report.html'}")
     return report
