@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 import wandb
+
 from pgu_lightning.records import Report
 from pgu_lightning.report.html import write_html
 from pgu_lightning.report.table import in_order, rows

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from omegaconf import OmegaConf
 
-import wandb
 from pgu_lightning.app.experiment import run
 from pgu_lightning.app.forget import samples
 from pgu_lightning.data import Digits

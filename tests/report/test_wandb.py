@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-import wandb
 from pgu_lightning.records import Report
 from pgu_lightning.report import define_metrics, log_report
 from pgu_lightning.report.wandb import LIVE_METRICS, STEP
