@@ -80,7 +80,7 @@ class UnlearningFit:
         loaders = {"forget": over(self._split.forget, self._train, local, self._sampler)}
         if self._validation is not None and self._settings.anchor_for(self._split.kind):
             data = self._validation.dataset
-            order = distributed.SharedOrder(len(data), batches * local * world)  # type: ignore[arg-type]
+            order = distributed.SharedOrder(len(data), draws)  # type: ignore[arg-type]
             loaders["validation"] = over(data, self._validation, local, order)
         if self._settings.trust_radius is not None:
             # The step has a bound of its own, and its slope is measured with the gradient as it is.

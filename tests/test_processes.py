@@ -20,7 +20,7 @@ def results(folder, mode, devices):
 
 
 def test_the_switch_within_a_fit_on_two_processes(tmp_path):
-    run_script(SCRIPT, "2", "switch", str(tmp_path))
+    run_script(SCRIPT, "2", "switch", str(tmp_path), "32-true")
     first, second = results(tmp_path, "switch", 2)
     assert first["fulfilled"]
     assert first["forget_accuracy"] == 0
@@ -37,7 +37,7 @@ def test_world_size_does_not_matter(tmp_path):
     torch.save(module.state_dict(), tmp_path / "start.pt")
     collect(module, DataLoader(blobs(163), 32)).save(tmp_path / "start.safetensors")
     for devices in (1, 2):
-        run_script(SCRIPT, str(devices), "separate", str(tmp_path))
+        run_script(SCRIPT, str(devices), "separate", str(tmp_path), "32-true")
     (one,), both = results(tmp_path, "separate", 1), results(tmp_path, "separate", 2)
     for two in both:
         assert two["epochs"] == one["epochs"]

@@ -1,4 +1,4 @@
-"""Learns and unlearns on DEVICES processes: `fit.py DEVICES switch|separate OUTPUT`. Each rank writes its weights."""
+"""Learns and unlearns on DEVICES processes: `fit.py DEVICES switch|separate OUTPUT PRECISION`. Each rank writes its weights."""
 
 import sys
 
@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace
 from tests.helpers.toys import Data, Module, blobs, trainer
 
-devices, mode, output = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+devices, mode, output, precision = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 
 if __name__ == "__main__":
     L.seed_everything(0, verbose=False)
-    options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
-    module = Module()
+    options = {"devices": devices, "precision": precision, "strategy": "ddp" if devices > 1 else "auto"}
+    module = Module().double() if precision == "64-true" else Module()
     if mode == "switch":
         callback = PGUCallback(ForgetRequest(classes=[2]), switch_at_epoch=20)
         fit = trainer(120, [callback], **options)
