@@ -15,6 +15,8 @@ from pgu_lightning.statistics.gram import Gram
 from pgu_lightning.statistics.layers import second_moment
 from pgu_lightning.statistics.survey import LayerInfo, named_layers
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 class Collector:
     """Adds up the Gram matrices of a model's layers over every forward pass made inside its ``with`` block.
@@ -63,7 +65,7 @@ class Collector:
                     x = x[self.mask]
                 if not x.numel():
                     return
-                matrix, rows = second_moment(module, x if x.dtype == torch.float64 else x.float())
+                matrix, rows = second_moment(module, x.float() if x.dtype in _HALF else x)
             self._sums[key] = self._sums[key].add_(matrix) if key in self._sums else matrix
             self._rows[key] = self._rows.get(key, 0) + rows
 
