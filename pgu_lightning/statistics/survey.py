@@ -105,6 +105,8 @@ def _reason(name: str, module: nn.Module, owners: dict[int, list[str]], patterns
         return "max_norm rewrites its weight in the forward pass"
     if isinstance(module, nn.Embedding) and module.sparse:
         return "its gradient is sparse (sparse=True)"
+    if isinstance(module, nn.MultiheadAttention) and not module._qkv_same_embed_dim:
+        return "its queries, keys and values have weights of their own (kdim, vdim)"
     weight = weight_of(module)
     if not isinstance(weight, nn.Parameter) or isinstance(weight, nn.parameter.UninitializedParameter):
         return "its weight is not an initialised parameter"

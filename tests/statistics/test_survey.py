@@ -31,7 +31,7 @@ class Zoo(nn.Module):
         self.tied = nn.Linear(6, 6)
         self.twin = nn.Linear(6, 6)
         self.twin.weight = self.tied.weight
-        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True, kdim=3)
         self.parametrized = parametrizations.weight_norm(nn.Linear(6, 6))
         self.doubled = Doubled(6, 6)
         self.layer_norm = nn.LayerNorm(6)
@@ -44,7 +44,7 @@ class Zoo(nn.Module):
     def forward(self, tokens):
         x = self.norm(self.first(self.words(tokens)).relu())
         x = x + self.twin(self.tied(x).tanh())
-        x = x + self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0]
+        x = x + self.attention(x[:, None], x[:, None, :3], x[:, None])[0][:, 0]
         x = self.layer_norm(self.doubled(self.parametrized(x))) * self.scale
         return self.head(self.not_chosen(self.fixed(x).tanh()))
 
@@ -56,8 +56,7 @@ REASONS = {
     "norm": "normalisation parameters are not moved",
     "tied": "its weight is tied to twin",
     "twin": "its weight is tied to tied",
-    "attention": "MultiheadAttention is not a layer whose input rows are known",
-    "attention.out_proj": "its forward was never called",
+    "attention": "its queries, keys and values have weights of their own (kdim, vdim)",
     "parametrized": "its weight is parametrized",
     "doubled": "Doubled is not a layer whose input rows are known",
     "layer_norm": "normalisation parameters are not moved",
@@ -78,6 +77,7 @@ def test_every_reason():
     assert space.frozen == REASONS
     assert {name: (layer.gram, layer.shape, layer.kind) for name, layer in space.protected.items()} == {
         "first": ("first", (1, 6, 6), "Linear"),
+        "attention.out_proj": ("attention.out_proj", (1, 6, 6), "NonDynamicallyQuantizableLinear"),
         "head": ("head", (1, 4, 6), "Linear"),
     }
 
@@ -96,7 +96,7 @@ def test_what_is_frozen_does_not_move():
     trainer(3, [callback]).fit(module, DataLoader(data(), 16), DataLoader(data(1), 16))
     after = module.state_dict()
     moved = {name for name in before if before[name].numpy().tobytes() != after[name].numpy().tobytes()}
-    assert moved == {"net.first.weight", "net.head.weight"}
+    assert moved == {"net.first.weight", "net.head.weight", "net.attention.out_proj.weight"}
     assert callback.report.frozen == space.frozen
 
 
