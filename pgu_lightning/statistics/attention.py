@@ -49,7 +49,7 @@ def source(module: nn.Module, owner: nn.Module | None) -> tuple[nn.Module, Calla
         module: The layer.
         owner: The module that it is a direct part of.
     """
-    if isinstance(owner, nn.MultiheadAttention) and supported(owner):
+    if isinstance(owner, nn.MultiheadAttention) and owner.out_proj is module and supported(owner):
         return owner, attended
     return module, projected if isinstance(module, nn.MultiheadAttention) else first_argument
 

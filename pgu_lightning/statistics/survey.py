@@ -54,7 +54,9 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[LayerInfo, ...]:
-    """List every layer that owns parameters: protected, or frozen and why.
+    """List every layer that owns parameters: protected, or frozen and why. Of a protected layer the weight may move, its bias never.
+
+    ``nn.MultiheadAttention`` is two layers: the module stands for its in-projection, ``out_proj`` for itself.
 
     Args:
         model: Any module.
