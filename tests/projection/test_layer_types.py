@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pgu_lightning.projection import Hard, Projector, Spectrum, UpdateGuard
+from pgu_lightning.projection import Hard, Projector, Spectrum, UpdateGuard, rules
 from pgu_lightning.statistics import Collector, survey, weight_of
 
 WIDTH, TOKENS, CLASSES = 64, 30, 4
@@ -30,7 +33,7 @@ class Block(nn.Module):
             name, axes = kind
             self.ones = (1,) * (axes - 1)
             stride = (*self.ones, stride) if name == "transposed" else 1
-            self.layer = AXES[name][axes - 1](WIDTH, WIDTH, (*self.ones, taps), stride, (*[0] * (axes - 1), taps // 2), groups=groups)
+            self.layer = AXES[name][axes - 1](WIDTH, WIDTH, (*self.ones, taps), stride, (*[0] * (axes - 1), (taps - 1) // 2), groups=groups)
 
     def forward(self, x):
         if self.kind == "linear":
@@ -53,17 +56,11 @@ class Network(nn.Module):
         return self.head(self.blocks(self.words(tokens)).mean(1))
 
 
-options = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2))  # taps, stride, groups or heads
-# In float32 the bound is that of rounding in eleven layers of weights that moved far.
-precisions = st.sampled_from([(torch.float64, 1e-5), (torch.float32, 1e-3)])
-
-
-@given(st.permutations(KINDS), st.lists(options, min_size=len(KINDS), max_size=len(KINDS)), st.integers(0, 99), precisions)
-@settings(deadline=None, max_examples=15)
-def test_the_answers_to_retained_data_do_not_change(kinds, options, seed, precision):
-    torch.manual_seed(seed)
-    model = Network(Block(kind, *option) for kind, option in zip(kinds, options, strict=True)).to(precision[0]).eval()
-    retained, forgotten, y = torch.randint(TOKENS // 2, (2, 3)), torch.randint(TOKENS, (8, 3)), torch.randint(CLASSES, (8,))
+def check(model, seed, tolerance):
+    """Forget with AdamW under the hard rule, and look at the answers to what is retained."""
+    generator = torch.Generator().manual_seed(seed)
+    retained, forgotten = (torch.randint(limit, (count, 3), generator=generator) for limit, count in ((TOKENS // 2, 2), (TOKENS, 8)))
+    y = torch.randint(CLASSES, (8,), generator=generator)
     layers = survey(model)
     assert {layer.frozen_because for layer in layers} == {None}
     collector = Collector(model, layers)
@@ -83,8 +80,29 @@ def test_the_answers_to_retained_data_do_not_change(kinds, options, seed, precis
         optimizer.step()
         guard.commit(guard.proposal())
     with torch.no_grad():
-        assert (model(retained) - before).norm() < precision[1] * before.norm()
+        assert (model(retained) - before).norm() < tolerance * before.norm()
         assert (model(forgotten) - other).norm() > other.norm()
     moved = (model.words.weight != tokens).any(1)
     assert not moved[retained].any()
     assert moved[forgotten[~torch.isin(forgotten, retained)]].all()
+
+
+options = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2))  # taps, stride, groups or heads
+
+
+@given(st.permutations(KINDS), st.lists(options, min_size=len(KINDS), max_size=len(KINDS)), st.integers(0, 99))
+@settings(deadline=None, max_examples=15)
+def test_the_answers_to_retained_data_do_not_change(kinds, options, seed):
+    """In float64 throughout, and so without the threshold below which the rule takes an eigenvalue for rounding of float32."""
+    torch.manual_seed(seed)
+    model = Network(Block(kind, *option) for kind, option in zip(kinds, options, strict=True)).double().eval()
+    with patch.object(rules, "_NOISE", 1e-14):
+        check(model, seed, 1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_in_float32_they_change_by_rounding(seed):
+    """That of weights which moved far, through nine layers in a row."""
+    torch.manual_seed(seed)
+    order = torch.randperm(len(KINDS)).tolist()
+    check(Network(Block(KINDS[place], 1 + place % 3, 1 + place % 2, 2) for place in order).eval(), seed, 1e-3)
