@@ -133,7 +133,7 @@ class Report:
         average_gap: Mean |unlearned - retrained| over the metrics that both have.
         floor: The same between two models retrained with different seeds.
         interference: Relative squared change of the protected layers' response to the retained data.
-        layers: The protected layers.
+        layers: The protected layers. Only their weights are updated, never their biases.
         frozen: The layers that were not updated, with the reason.
         seconds: Wall-clock seconds by stage (``train``, ``collect``, ``unlearn``, ``retrain``).
         curve: The model after each pass over the forget set.

@@ -22,7 +22,7 @@ from pgu_lightning.passes import collect, score
 from pgu_lightning.projection import Projector, Spectrum, UpdateGuard
 from pgu_lightning.records import Interference, LayerRecord, MethodRecord, Outcome, Report, RequestRecord
 from pgu_lightning.requests import Split
-from pgu_lightning.statistics import Fulfilled, RetainSpace, fingerprint, named_layers, survey
+from pgu_lightning.statistics import Fulfilled, RetainSpace, fingerprint, named_layers, survey, weight_of
 from pgu_lightning.stopping import Decision, Epoch
 from pgu_lightning.takeover import Takeover
 from pgu_lightning.unlearner import Settings, Unlearner
@@ -93,7 +93,7 @@ class UnlearningFit:
         return {name: modules[name] for name in protected if name in chosen}
 
     def _configure(self, protected: Sequence[str]) -> Any:
-        parameters = [layer.get_parameter("weight") for layer in self._layers(protected).values()]
+        parameters = [weight_of(layer) for layer in self._layers(protected).values()]
         own = question(self._module, "configure_unlearning_optimizer")(parameters)
         optimizer: Optimizer = self._settings.optimizer(parameters) if own is None else own
         optimizer.register_step_post_hook(lambda *_: self._unlearner.after_step())
@@ -116,9 +116,7 @@ class UnlearningFit:
         self.space = space
         layers = self._layers(list(space.protected))
         spectra = {name: Spectrum.of(space.grams[str(space.protected[name].gram)]) for name in layers}
-        projectors = {
-            name: Projector(spectrum, self._settings.rule, layers[name].get_parameter("weight")) for name, spectrum in spectra.items()
-        }
+        projectors = {name: Projector(spectrum, self._settings.rule, weight_of(layers[name])) for name, spectrum in spectra.items()}
         self._unlearner = Unlearner(
             self._settings,
             split.kind,

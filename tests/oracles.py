@@ -60,6 +60,35 @@ def convolution_rows(x, kernel, stride, before, out, mode, dilation, groups):
     return result
 
 
+def transposed_output(x, weight, stride, padding, output_padding, dilation, groups):
+    """A transposed convolution: each input position adds its channels, times each tap's matrix, to the output position of that tap.
+
+    Args:
+        x: (batch, channels, *spatial).
+        weight: (channels, out channels of a group, *taps).
+        stride: By axis.
+        padding: By axis, what is cut off both ends.
+        output_padding: By axis, what is put on behind.
+        dilation: By axis.
+        groups: Channel groups.
+    """
+    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    batch, channels, *size = x.shape
+    each, taps = channels // groups, weight.shape[2:]
+    axes = list(zip(size, taps, stride, padding, output_padding, dilation, strict=True))
+    out = [(n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, k, s, p, extra, d in axes]
+    result = np.zeros((batch, groups * weight.shape[1], *out))
+    for sample, channel, *place in product(range(batch), range(channels), *map(range, [*size, *taps])):
+        position, tap = place[: len(size)], place[len(size) :]
+        to = [i * s - p + j * d for i, j, (_, _, s, p, _, d) in zip(position, tap, axes, strict=True)]
+        if all(0 <= index < limit for index, limit in zip(to, out, strict=True)):
+            first = channel // each * weight.shape[1]
+            result[(sample, slice(first, first + weight.shape[1]), *to)] += (
+                x[(sample, channel, *position)] * weight[(channel, slice(None), *tap)]
+            )
+    return result
+
+
 def gram(rows):
     """Sum of the outer products of (groups, rows, dim), one row after the other."""
     groups, _, dim = rows.shape
@@ -99,12 +128,12 @@ def protected_count(masses, share):
 
 
 def soft_gains(values, damping):
-    """a / (w + a), a = damping * mean(w), group by group."""
+    """a / (w + a), a = damping * mean(w), group by group; of a single eigenvalue only whether it is there."""
     gains = np.ones_like(values)
     for group, row in enumerate(values):
-        turn = damping * sum(row) / len(row)
+        turn = damping * sum(row) / len(row) if len(row) > 1 else 0
         for place, value in enumerate(row):
-            if turn > 0:
+            if value > 0:
                 gains[group, place] = turn / (value + turn)
     return gains
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pgu_lightning.projection.projector import Projector
-from pgu_lightning.statistics.layers import as_matrix
+from pgu_lightning.statistics.layers import as_matrix, weight_of
 
 Update = Mapping[str, Tensor]
 """A change of the protected weights by layer name, in the weights' own shapes."""
@@ -23,7 +23,7 @@ class UpdateGuard:
     the change accumulated on its own, so that rounding of the weights does not add up along protected directions.
 
     Args:
-        layers: The modules to guard, by name; their ``weight`` is written to.
+        layers: The modules to guard, by name; their weight is written to.
         projectors: One a layer.
         matrices: The retained data's Gram matrix of each layer, (groups, dim, dim), without negative eigenvalues.
 
@@ -142,7 +142,7 @@ class UpdateGuard:
 
 
 def _weight(layer: nn.Module) -> nn.Parameter:
-    weight = layer.weight
+    weight = weight_of(layer)
     if not isinstance(weight, nn.Parameter):
         raise TypeError(f"{type(layer).__name__}.weight is not a parameter")
     return weight

@@ -56,7 +56,8 @@ class Hard:
 class Soft:
     """The component along an eigenvector with eigenvalue w is multiplied by a / (w + a), a = damping * mean(w).
 
-    This is the step that lowers the forget loss most for a given interference; the hard rule is its crude limit.
+    This is the step that lowers the forget loss most for a given interference; the hard rule is its crude limit. In a group
+    of one dimension there is no other eigenvalue to weigh w against: nothing passes if w > 0, and everything otherwise.
 
     Attributes:
         damping: Where the filter turns, relative to the mean eigenvalue; > 0.
@@ -73,6 +74,6 @@ class Soft:
             raise ValueError(f"damping must be above 0, got {self.damping}")
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Gains in (0, 1]."""
-        turn = self.damping * values.mean(-1, keepdim=True)
-        return torch.where(turn > 0, turn / (values + turn).clamp(min=torch.finfo(values.dtype).tiny), 1.0)
+        """Gains in [0, 1]."""
+        turn = self.damping * values.mean(-1, keepdim=True) * (values.shape[-1] > 1)
+        return torch.where(values > 0, turn / (values + turn).clamp(min=torch.finfo(values.dtype).tiny), 1.0)

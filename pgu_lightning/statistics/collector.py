@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pgu_lightning import distributed
+from pgu_lightning.statistics.attention import Call, side_by_side, source
 from pgu_lightning.statistics.gram import Gram
-from pgu_lightning.statistics.layers import second_moment
+from pgu_lightning.statistics.layers import second_moment, weight_of
 from pgu_lightning.statistics.survey import LayerInfo, named_layers
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Collector:
@@ -45,34 +48,43 @@ class Collector:
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Collector:
+        # The fast path of attention and of transformer layers passes over the layers in them.
+        self._fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         for layer in self._layers:
             if layer.gram is not None:
-                self._handles.append(self._modules[layer.name].register_forward_pre_hook(self._hook(layer.gram), with_kwargs=True))
+                module = self._modules[layer.name]
+                called, received = source(module, self._modules.get(layer.name.rpartition(".")[0]))
+                hook = self._hook(layer.gram, module, received)
+                self._handles.append(called.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self._fast_path)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _hook(self, key: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = (*inputs, *named.values())[0].detach()
-            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                if self.mask is not None and self._is_masked(module, x, self.mask):
-                    x = x[self.mask]
+    def _hook(self, key: str, module: nn.Module, received: Callable[[Call], Sequence[Tensor]]) -> Any:
+        def hook(called: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            with torch.no_grad():
+                parts = [self._unmasked(module, x.detach()) for x in received((called, inputs, named))]
+                x = parts[0] if len(parts) == 1 else side_by_side(parts)
                 if not x.numel():
                     return
-                matrix, rows = second_moment(module, x if x.dtype == torch.float64 else x.float())
+                with torch.autocast(x.device.type, enabled=False):
+                    matrix, rows = second_moment(module, x.float() if x.dtype in _HALF else x)
             self._sums[key] = self._sums[key].add_(matrix) if key in self._sums else matrix
             self._rows[key] = self._rows.get(key, 0) + rows
 
         return hook
 
-    @staticmethod
-    def _is_masked(module: nn.Module, x: Tensor, mask: Tensor) -> bool:
+    def _unmasked(self, module: nn.Module, x: Tensor) -> Tensor:
+        mask = self.mask
         # The second dimension of a convolution's input is channels, never tokens.
-        return x.shape[: mask.dim()] == mask.shape and (mask.dim() == 1 or not hasattr(module, "kernel_size"))
+        if mask is not None and x.shape[: mask.dim()] == mask.shape and (mask.dim() == 1 or not hasattr(module, "kernel_size")):
+            return x[mask]
+        return x
 
     def result(self) -> tuple[Mapping[str, Gram], tuple[LayerInfo, ...]]:
         """The sums over all processes, on the CPU, and the layers; those that no forward pass reached are now frozen."""
@@ -84,7 +96,7 @@ class Collector:
                 continue
             matrix = self._sums.get(layer.gram)
             if matrix is None:
-                weight = next(self._modules[layer.name].parameters(recurse=False))
+                weight = weight_of(self._modules[layer.name])
                 matrix = torch.zeros(layer.shape[0], layer.shape[2], layer.shape[2], dtype=torch.float64, device=weight.device)
             matrix = distributed.sum_(matrix)
             rows = int(distributed.sum_(torch.tensor(self._rows.get(layer.gram, 0), device=matrix.device)))

@@ -3,6 +3,9 @@
 ``rows`` and ``as_matrix`` write a layer as a matrix product: output rows = input rows @ weight^T, group by group. ``rows`` is all that a
 custom layer must register; ``second_moment`` may be registered too where rows^T rows can be had without forming the rows.
 
+The layer's output is these rows, or a fixed linear function of them: a transposed convolution adds up the products of overlapping taps, an
+embedding the groups, one a token. So an update that leaves the products alone leaves the output alone.
+
 Example:
     >>> layer = torch.nn.Conv2d(2, 4, 3, padding=1)
     >>> x = torch.randn(5, 2, 6, 6)
@@ -14,6 +17,7 @@ Example:
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +48,12 @@ def rows(layer: nn.Module, x: Tensor) -> Tensor:
 def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
     """A view of ``weight`` (or of a change of it) as (groups, out, dim), matching ``rows``; writing to it writes to ``weight``."""
     return weight.view(1, weight.shape[0], -1)
+
+
+@singledispatch
+def weight_of(layer: nn.Module) -> Any:
+    """The parameter that ``as_matrix`` is a view of; something else where the layer has none of its own."""
+    return layer.weight
 
 
 @singledispatch
@@ -97,3 +107,40 @@ def _grouped(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: Tensor) -> Tensor
 for _convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
     rows.register(_convolution, _patches)
     as_matrix.register(_convolution, _grouped)
+
+
+def _pixels(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
+    """The channels of each input position: all taps multiply the same vector."""
+    if x.dim() == len(layer.kernel_size) + 1:
+        x = x[None]
+    each = layer.in_channels // layer.groups
+    x = x.unflatten(1, (layer.groups, each))  # (batch, groups, channels of a group, *positions)
+    return x.movedim(2, -1).movedim(1, 0).reshape(layer.groups, -1, each)
+
+
+def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, weight: Tensor) -> Tensor:
+    return weight.view(layer.groups, weight.shape[0] // layer.groups, -1).mT  # (groups, out x taps, channels of a group)
+
+
+for _transposed_convolution in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+    rows.register(_transposed_convolution, _pixels)
+    as_matrix.register(_transposed_convolution, _transposed)
+
+
+# An embedding multiplies its weight with one-hot vectors, whose Gram is diagonal: each token is a group with one input.
+
+
+@rows.register
+def _(layer: nn.Embedding, x: Tensor) -> Tensor:
+    return F.one_hot(x.reshape(-1).long(), layer.num_embeddings).T[..., None].to(layer.weight.dtype)
+
+
+@as_matrix.register
+def _(layer: nn.Embedding, weight: Tensor) -> Tensor:
+    return weight.view(*weight.shape, 1)
+
+
+@second_moment.register
+def _(layer: nn.Embedding, x: Tensor) -> tuple[Tensor, int]:
+    counts = x.reshape(-1).bincount(minlength=layer.num_embeddings)
+    return counts.double().view(-1, 1, 1), x.numel()

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from pgu_lightning.statistics.layers import as_matrix, supported
+from pgu_lightning.statistics.layers import as_matrix, supported, weight_of
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 
@@ -54,7 +54,9 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[LayerInfo, ...]:
-    """List every layer that owns parameters: protected, or frozen and why.
+    """List every layer that owns parameters: protected, or frozen and why. Of a protected layer the weight may move, its bias never.
+
+    ``nn.MultiheadAttention`` is two layers: the module stands for its in-projection, ``out_proj`` for itself.
 
     Args:
         model: Any module.
@@ -68,7 +70,7 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[Lay
 
     Example:
         >>> [(layer.name, layer.frozen_because) for layer in survey(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))]
-        [('0', None), ('1', 'LayerNorm is not a layer whose input rows are known')]
+        [('0', None), ('1', 'normalisation parameters are not moved')]
     """
     layers = list(named_layers(model))
     for pattern in patterns or ():
@@ -88,7 +90,7 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[Lay
 def _describe(name: str, module: nn.Module, owners: dict[int, list[str]], patterns: Sequence[str] | None) -> LayerInfo:
     reason = _reason(name, module, owners, patterns)
     if reason is None:
-        shape = tuple(as_matrix(module, module.weight.detach()).shape)  # type: ignore[operator]
+        shape = tuple(as_matrix(module, weight_of(module).detach()).shape)
         return LayerInfo(name, type(module).__name__, name, shape)
     first = next(module.parameters())
     shape = () if isinstance(first, nn.parameter.UninitializedParameter) else tuple(first.shape)
@@ -99,8 +101,15 @@ def _reason(name: str, module: nn.Module, owners: dict[int, list[str]], patterns
     if parametrize.is_parametrized(module):
         return "its weight is parametrized"
     if not supported(module):
-        return f"{type(module).__name__} is not a layer whose input rows are known"
-    weight = module.weight
+        kind = type(module).__name__
+        return "normalisation parameters are not moved" if "Norm" in kind else f"{kind} is not a layer whose input rows are known"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "max_norm rewrites its weight in the forward pass"
+    if isinstance(module, nn.Embedding) and module.sparse:
+        return "its gradient is sparse (sparse=True)"
+    if isinstance(module, nn.MultiheadAttention) and not module._qkv_same_embed_dim:
+        return "its queries, keys and values have weights of their own (kdim, vdim)"
+    weight = weight_of(module)
     if not isinstance(weight, nn.Parameter) or isinstance(weight, nn.parameter.UninitializedParameter):
         return "its weight is not an initialised parameter"
     others = [other for other in owners[id(weight)] if other != name]

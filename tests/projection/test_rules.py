@@ -87,6 +87,12 @@ def test_soft_does_not_depend_on_the_number_of_samples():
     torch.testing.assert_close(Soft(0.1)(values), Soft(0.1)(values * 1e6))
 
 
+def test_a_single_direction_passes_or_not():
+    """One group a token of an embedding: those that retained data has stand still."""
+    counts = torch.tensor([[0.0], [1.0], [1e6]], dtype=torch.float64)
+    assert Soft(0.5)(counts).tolist() == Hard(0.5)(counts).tolist() == [[1.0], [0.0], [0.0]]
+
+
 def test_nothing_retained_lets_everything_pass():
     assert Soft(0.01)(torch.zeros(1, 3, dtype=torch.float64)).tolist() == [[1, 1, 1]]
     assert Hard(1.0)(torch.zeros(1, 3, dtype=torch.float64)).tolist() == [[1, 1, 1]]

@@ -73,7 +73,7 @@ def rich() -> Report:
             "features.3": LayerRecord(216, 98, 118, 1.5e-4),
             "blocks.0.attention.output.projection": LayerRecord(4608, 1200, 3408, 0.012345),
         },
-        frozen={"norm1": "BatchNorm2d is not a layer whose input rows are known", "head": "its weight is tied to embed"},
+        frozen={"norm1": "normalisation parameters are not moved", "head": "its weight is tied to embed"},
         seconds={"train": 123.456, "collect": 2.5, "unlearn": 4.0625, "retrain": 120.75},
         curve=tuple(curve()),
         histograms=histograms(),

@@ -204,6 +204,8 @@ def test_padded_tokens_do_not_count():
     received = np.array([model.words.weight[word].tolist() for row in tokens for word in row if word])
     assert space.grams["hidden"].rows == space.grams["out"].rows == sum(lengths)
     assert space.provenance.samples == 6
+    counts = [sum(word == token for row in tokens.tolist() for word in row if word) for token in range(9)]
+    assert space.grams["words"].matrix.flatten().tolist() == counts
     close(space.grams["hidden"].matrix, oracles.gram(received[None]))
     weight, bias = model.hidden.weight.detach().double().numpy(), model.hidden.bias.detach().double().numpy()
     close(space.grams["out"].matrix, oracles.gram(np.tanh(received @ weight.T + bias)[None]))

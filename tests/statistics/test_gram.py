@@ -17,6 +17,7 @@ LAYERS = {
     "conv1d": (lambda: nn.Conv1d(2, 4, 3, stride=2), (3, 2, 8)),
     "conv2d": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 3, 5, 6)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, dilation=2, groups=2), (2, 4, 6, 7)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), (2, 4, 3, 2)),  # no taps overlap
     "conv3d": (lambda: nn.Conv3d(2, 3, 2, padding="same"), (2, 2, 3, 4, 3)),
 }
 

@@ -16,6 +16,7 @@ from pgu_lightning.statistics.layers import as_matrix, rows, second_moment, supp
 from tests import oracles
 
 TYPES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
@@ -100,6 +101,80 @@ def test_rows_times_weight_is_the_layer(case):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@st.composite
+def transposed_convolutions(draw):
+    """A layer, its input, and its options by axis."""
+    axes = draw(st.sampled_from([1, 2, 2, 3]))
+    per_axis = lambda low, high: draw(st.tuples(*[st.integers(low, high)] * axes))  # noqa: E731
+    kernel, dilation, stride, size = per_axis(1, 3), per_axis(1, 2), per_axis(1, 3), per_axis(2, 3)
+    groups, each, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    padding = tuple(min(draw(st.integers(0, 2)), (d * (k - 1) + s) // 2) for k, d, s in zip(kernel, dilation, stride, strict=True))
+    extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    layer = TRANSPOSED[axes](groups * each, groups * outputs, kernel, stride, padding, extra, groups, draw(st.booleans()), dilation)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    batch = draw(st.sampled_from([None, 1, 2]))
+    x = torch.randn(*([] if batch is None else [batch]), groups * each, *size, generator=generator)
+    return layer.double(), x.double(), (stride, padding, extra, dilation, groups)
+
+
+@given(transposed_convolutions())
+@settings(deadline=None, max_examples=100)
+def test_a_transposed_convolution_is_its_products_scattered(case):
+    """The oracle scatters the products of channels and taps; with the identity for products it scatters those of ``rows``."""
+    layer, x, options = case
+    spatial, groups = len(layer.kernel_size), layer.groups
+    batched = x[None] if x.dim() == spatial + 1 else x
+    products = rows(layer, x) @ as_matrix(layer, layer.weight.detach()).mT  # (groups, batch x positions, out of a group x taps)
+    batch, _, *size = batched.shape
+    wide = products.view(groups, batch, -1, products.shape[-1]).permute(1, 0, 3, 2).reshape(batch, -1, *size)
+    taps = torch.Size(layer.kernel_size).numel()
+    each = products.shape[-1] // taps
+    scatter = torch.eye(each * taps).view(each * taps, each, *layer.kernel_size)
+    found = oracles.transposed_output(wide.numpy(), scatter.repeat(groups, *[1] * (spatial + 1)).numpy(), *options)
+    bias = 0 if layer.bias is None else layer.bias.detach().view(-1, *[1] * spatial).numpy()
+    expected = layer(x).detach().numpy()
+    np.testing.assert_allclose((found + bias).reshape(expected.shape), expected, atol=1e-10)
+    np.testing.assert_allclose(
+        (oracles.transposed_output(batched.numpy(), layer.weight.detach().numpy(), *options) + bias).reshape(expected.shape),
+        expected,
+        atol=1e-10,
+    )
+    matrix, count = second_moment(layer, x)
+    assert count == rows(layer, x).shape[1]
+    close(matrix, oracles.gram(rows(layer, x).numpy()), 1e-12)
+
+
+@given(transposed_convolutions(), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_what_the_channels_do_not_reach_leaves_a_transposed_convolution_as_it_is(case, seed):
+    layer, x, _ = case
+    with torch.no_grad():
+        each = layer.in_channels // layer.groups
+        axis = torch.randn(layer.groups, each, generator=torch.Generator().manual_seed(seed)).double()
+        axis = axis / axis.norm(dim=1, keepdim=True)  # no channel vector has a part along it
+        channels = x.movedim(-len(layer.kernel_size) - 1, -1).unflatten(-1, (layer.groups, each))
+        channels -= (channels * axis).sum(-1, keepdim=True) * axis  # in place: x is another view of it
+        before = layer(x)
+        update = torch.randn_like(as_matrix(layer, layer.weight))
+        as_matrix(layer, layer.weight.data).add_((update @ axis[..., None]) * axis[:, None])
+        torch.testing.assert_close(layer(x), before, rtol=0, atol=1e-12)
+
+
+@given(st.lists(st.integers(0, 3), min_size=0, max_size=2), st.integers(1, 6), st.integers(1, 3), st.sampled_from([None, 0]))
+@settings(deadline=None, max_examples=40)
+def test_embedding(leading, tokens, features, padding_idx):
+    """One-hot rows, one group a token; the groups add up to the output."""
+    layer, x = nn.Embedding(tokens, features, padding_idx, scale_grad_by_freq=True), torch.randint(tokens, leading)
+    hot = np.array([[[float(x[place] == token)] for place in np.ndindex(*leading)] for token in range(tokens)]).reshape(tokens, -1, 1)
+    for ids in (x, x.int()):
+        np.testing.assert_array_equal(rows(layer, ids).numpy(), hot)
+        matrix, count = second_moment(layer, ids)
+        assert count == x.numel()
+        np.testing.assert_array_equal(matrix.numpy(), oracles.gram(hot))
+    products = rows(layer, x) @ as_matrix(layer, layer.weight).mT  # (tokens, places, features)
+    assert torch.equal(products.sum(0).view(*leading, features), layer(x))
+
+
 @given(st.lists(st.integers(1, 4), max_size=3), st.integers(1, 5), st.integers(1, 4), st.booleans())
 @settings(deadline=None, max_examples=30)
 def test_linear(leading, features, outputs, bias):
@@ -122,6 +197,7 @@ def test_linear(leading, features, outputs, bias):
         (nn.Conv1d(4, 6, 3, groups=2), (2, 3, 6)),
         (nn.Conv2d(2, 3, (2, 3)), (1, 3, 12)),
         (nn.Conv3d(3, 3, 2, groups=3), (3, 1, 8)),
+        (nn.Embedding(5, 3), (5, 3, 1)),
     ],
     ids=lambda value: str(value),
 )
@@ -131,6 +207,27 @@ def test_as_matrix_is_a_view_that_writes_through(layer, shape):
     assert matrix.shape == shape
     matrix.copy_(torch.arange(matrix.numel()).view(shape))
     assert weight.flatten().tolist() == list(range(weight.numel()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.ConvTranspose1d(4, 6, 3, groups=2), (2, 9, 2)),
+        (nn.ConvTranspose2d(2, 3, (2, 3)), (1, 18, 2)),
+        (nn.ConvTranspose3d(2, 1, 1), (1, 1, 2)),
+    ],
+    ids=lambda value: str(value),
+)
+def test_as_matrix_of_a_transposed_convolution_writes_through(layer, shape):
+    weight = torch.zeros_like(layer.weight)
+    matrix = as_matrix(layer, weight)
+    assert matrix.shape == shape
+    matrix.copy_(torch.arange(matrix.numel()).view(shape))
+    groups, outputs, each = shape
+    expected = [
+        [group * outputs * each + out * each + channel for out in range(outputs)] for group in range(groups) for channel in range(each)
+    ]
+    assert weight.flatten(1).tolist() == expected
 
 
 class OtherForward(nn.Linear):
@@ -164,9 +261,10 @@ class SameForward(nn.Conv2d):
         (OtherForward(2, 2), False),
         (OtherConv(2, 2, 1), False),
         (patched(), False),
-        (nn.ConvTranspose2d(2, 2, 1), False),
+        (nn.ConvTranspose2d(2, 2, 1), True),
         (nn.Bilinear(2, 2, 2), False),
-        (nn.Embedding(2, 2), False),
+        (nn.Embedding(2, 2), True),
+        (nn.EmbeddingBag(2, 2), False),
         (nn.BatchNorm1d(2), False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

@@ -25,13 +25,13 @@ class Zoo(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.words = nn.Embedding(11, 6)
+        self.words = nn.Embedding(11, 6, sparse=True)
         self.first = nn.Linear(6, 6)
         self.norm = nn.BatchNorm1d(6)
         self.tied = nn.Linear(6, 6)
         self.twin = nn.Linear(6, 6)
         self.twin.weight = self.tied.weight
-        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True, kdim=3)
         self.parametrized = parametrizations.weight_norm(nn.Linear(6, 6))
         self.doubled = Doubled(6, 6)
         self.layer_norm = nn.LayerNorm(6)
@@ -44,23 +44,22 @@ class Zoo(nn.Module):
     def forward(self, tokens):
         x = self.norm(self.first(self.words(tokens)).relu())
         x = x + self.twin(self.tied(x).tanh())
-        x = x + self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0]
+        x = x + self.attention(x[:, None], x[:, None, :3], x[:, None])[0][:, 0]
         x = self.layer_norm(self.doubled(self.parametrized(x))) * self.scale
         return self.head(self.not_chosen(self.fixed(x).tanh()))
 
 
-PATTERNS = ["first", "head", "norm", "tied", "twin", "attention*", "parametrized", "doubled", "unused", "fixed"]
+PATTERNS = ["words", "first", "head", "norm", "tied", "twin", "attention*", "parametrized", "doubled", "unused", "fixed"]
 REASONS = {
     "": "Zoo is not a layer whose input rows are known",
-    "words": "Embedding is not a layer whose input rows are known",
-    "norm": "BatchNorm1d is not a layer whose input rows are known",
+    "words": "its gradient is sparse (sparse=True)",
+    "norm": "normalisation parameters are not moved",
     "tied": "its weight is tied to twin",
     "twin": "its weight is tied to tied",
-    "attention": "MultiheadAttention is not a layer whose input rows are known",
-    "attention.out_proj": "its forward was never called",
+    "attention": "its queries, keys and values have weights of their own (kdim, vdim)",
     "parametrized": "its weight is parametrized",
     "doubled": "Doubled is not a layer whose input rows are known",
-    "layer_norm": "LayerNorm is not a layer whose input rows are known",
+    "layer_norm": "normalisation parameters are not moved",
     "fixed": "the model has frozen it (requires_grad is False)",
     "unused": "its forward was never called",
     "not_chosen": "not selected by layers=",
@@ -78,6 +77,7 @@ def test_every_reason():
     assert space.frozen == REASONS
     assert {name: (layer.gram, layer.shape, layer.kind) for name, layer in space.protected.items()} == {
         "first": ("first", (1, 6, 6), "Linear"),
+        "attention.out_proj": ("attention.out_proj", (1, 6, 6), "NonDynamicallyQuantizableLinear"),
         "head": ("head", (1, 4, 6), "Linear"),
     }
 
@@ -96,7 +96,7 @@ def test_what_is_frozen_does_not_move():
     trainer(3, [callback]).fit(module, DataLoader(data(), 16), DataLoader(data(1), 16))
     after = module.state_dict()
     moved = {name for name in before if before[name].numpy().tobytes() != after[name].numpy().tobytes()}
-    assert moved == {"net.first.weight", "net.head.weight"}
+    assert moved == {"net.first.weight", "net.head.weight", "net.attention.out_proj.weight"}
     assert callback.report.frozen == space.frozen
 
 
@@ -126,7 +126,7 @@ def test_a_weight_tied_to_an_embedding():
     model = nn.ModuleDict({"words": nn.Embedding(7, 3), "out": nn.Linear(3, 7, bias=False), "head": nn.Linear(7, 2)})
     model["out"].weight = model["words"].weight
     assert {layer.name: layer.frozen_because for layer in survey(model)} == {
-        "words": "Embedding is not a layer whose input rows are known",
+        "words": "its weight is tied to out",
         "out": "its weight is tied to words",
         "head": None,
     }
@@ -137,6 +137,22 @@ def test_one_module_under_two_names_is_not_tied():
     assert [(found.name, found.frozen_because) for found in survey(nn.Sequential(layer, nn.ReLU(), layer))] == [("0", None)]
 
 
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Embedding(3, 2, max_norm=1.0), "max_norm rewrites its weight in the forward pass"),
+        (nn.Embedding(3, 2, sparse=True), "its gradient is sparse (sparse=True)"),
+        (nn.Embedding(3, 2, padding_idx=0, scale_grad_by_freq=True), None),
+        (nn.GroupNorm(1, 2), "normalisation parameters are not moved"),
+        (nn.InstanceNorm2d(2, affine=True), "normalisation parameters are not moved"),
+        (nn.RMSNorm(2), "normalisation parameters are not moved"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_reason(layer, reason):
+    assert survey(nn.Sequential(layer, nn.Linear(2, 2)))[0].frozen_because == reason
+
+
 def test_patterns_that_match_nothing():
     with pytest.raises(ValueError, match=r"layers='fc\*' matches no layer. The model has: 0, 1"):
         survey(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), ["0", "fc*"])
@@ -145,7 +161,7 @@ def test_patterns_that_match_nothing():
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(nn.LayerNorm(2), nn.Embedding(2, 2)), "0: LayerNorm is not a layer.*; 1: Embedding is not a layer"),
+        (nn.Sequential(nn.LayerNorm(2), nn.EmbeddingBag(2, 2)), "0: normalisation parameters.*; 1: EmbeddingBag is not a layer"),
         (nn.Sequential(nn.ReLU()), "it has no parameters"),
         (nn.Sequential(nn.Linear(2, 2).requires_grad_(False)), "requires_grad is False"),
     ],
