@@ -150,6 +150,21 @@ def response(weight, matrix):
     return sum(np.trace(w @ m @ w.T) for w, m in zip(np.asarray(weight, np.float64), matrix, strict=True))
 
 
+def class_removed(weight, retain, forget, retain_alpha, forget_alpha):
+    """W (I - P_f (I - P_r))^T with P = U diag(alpha s / ((alpha - 1) s + 1)) U^T, s = values / sum(values), from SVDs, group by group."""
+
+    def space(matrix, alpha):
+        left, values, _ = np.linalg.svd(matrix)
+        share = values / values.sum()
+        return left @ np.diag(alpha * share / ((alpha - 1) * share + 1)) @ left.T
+
+    removed = []
+    for w, m_r, m_f in zip(np.asarray(weight, np.float64), retain, forget, strict=True):
+        eye = np.eye(len(m_r))
+        removed.append(w @ (eye - space(m_f, forget_alpha) @ (eye - space(m_r, retain_alpha))).T)
+    return np.stack(removed)
+
+
 # Objectives, all of float64 logits (rows, classes) and labels (rows,)
 
 

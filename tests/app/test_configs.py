@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from pgu_lightning.methods import PGU, Retrain
+from pgu_lightning.methods import PGU, ClosedForm, Finetune, NegGradPlus, Retrain
 from pgu_lightning.requests import ForgetRequest
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -43,9 +43,9 @@ def test_every_file_says_what_it_is(group, option):
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "method"])
 def test_methods(option, tmp_path):
     method = instantiate(composed(f"method={option}", tmp_path=tmp_path).method, _convert_="all")
-    assert isinstance(method, PGU | Retrain)
+    assert isinstance(method, PGU | ClosedForm | Finetune | NegGradPlus | Retrain)
     assert method.name == option
-    assert method.uses_retain_data == (option == "retrain")
+    assert method.uses_retain_data == (option in ("retrain", "finetune", "neggrad_plus"))
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "logger"])
