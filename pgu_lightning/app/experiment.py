@@ -123,6 +123,8 @@ def run(config: DictConfig, output: Path) -> Report:
 
 def prepare(config: DictConfig, output: Path) -> Task:
     """Load the data and split it; whatever is wrong with the request is refused here, before any work."""
+    if config.preflight not in (True, False, "only"):
+        raise ValueError(f"preflight must be true, false or only, got {config.preflight!r}")
     if config.preflight == "only" and OmegaConf.select(config, "method.settings.preflight") is None:
         raise ValueError(f"preflight=only needs a method that projects, such as method=pgu; {config.method._target_} does not.")
     L.seed_everything(config.seed, verbose=False)
