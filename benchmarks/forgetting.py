@@ -189,12 +189,14 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 0.9 + 0.22 * len(places) * (len(titles) + 1)), layout="constrained")
     axes = figure.subplots()
     height = 1 / (len(titles) + 1)
+    named: set[str] = set()
     for at, title in enumerate(titles):
         for level, (task, model) in enumerate(places):
             entries = groups.get((task, model, title), [])
             if entries:
                 y, gaps = level + (at - (len(titles) - 1) / 2) * height, [entry["average_gap"] for entry in entries]
-                axes.barh(y, mean(gaps), height * 0.9, color=f"C{at}", label=title if level == 0 else None)
+                axes.barh(y, mean(gaps), height * 0.9, color=f"C{at}", label=title if title not in named else None)
+                named.add(title)
                 axes.plot(gaps, [y] * len(gaps), ".", color="black", markersize=3)
     for level, place in enumerate(places):
         floor = mean(entry["floor"] for key, entries in groups.items() if key[:2] == place for entry in entries)

@@ -152,10 +152,8 @@ def _about_the_statistics(found: Preflight) -> Iterator[str]:
 def _about_the_data(kind: Kind, start: Epoch) -> Iterator[str]:
     if kind == "samples" and start.validation is not None and len(start.validation) < _VALIDATION:
         error = accuracy_error(start.validation)
-        yield (
-            f"The accuracy to aim at comes from {len(start.validation)} validation samples: its standard error is {error:.3f}. Give more, "
-            f"at least {_VALIDATION}."
-        )
+        how = f"its standard error is {error:.3f}" if error else "they are all alike, so its standard error cannot be told"
+        yield f"The accuracy to aim at comes from {len(start.validation)} validation samples: {how}. Give more, at least {_VALIDATION}."
     if kind == "class" and start.alike is None:
         labels = ", ".join(map(str, start.gone))
         yield f"There is no validation sample with label {labels}: whether a membership trace is left cannot be checked."

@@ -129,11 +129,12 @@ def test_the_standard_error_is_that_of_repeated_draws():
     [
         ({"clamped": 0.09}, "class", scores(200, 150, label=2), (2,), r"conv1 0\.090.*collect them again"),
         ({}, "samples", scores(64, 48), (), r"64 validation samples: its standard error is 0\.054"),
+        ({}, "samples", scores(64, 64), (), r"64 validation samples: they are all alike.*at least 100"),
         ({}, "class", scores(200, 150), (2,), r"no validation sample with label 2.*membership trace"),
         ({}, "class", None, (1, 2), r"no validation sample with label 1, 2"),
         ({"survives": None}, "poison", scores(200, 150), (), r"no gradient.*Margin\(\)"),
     ],
-    ids=["clamped", "little validation", "none of the class", "none at all", "no gradient"],
+    ids=["clamped", "little validation", "all right", "none of the class", "none at all", "no gradient"],
 )
 def test_each_warning_says_what_to_do(changes, kind, validation, gone, words):
     found = advise(figures(**changes), kind, Settings(), start(validation, gone))
