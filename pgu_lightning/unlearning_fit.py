@@ -149,6 +149,7 @@ class UnlearningFit:
         forget, unlearner, settings = self._split.forget, self._unlearner, self._settings
         positions = chosen(len(forget))
         world = self._trainer.world_size
+        # Each process must have as many: where they cannot share evenly, fewer than `world` samples count twice.
         order = distributed.SharedOrder(len(positions), -(-len(positions) // world) * world)
         samples = positions[torch.tensor(list(order))]
         parts = samples.split(self._batch_size)
