@@ -20,7 +20,7 @@ SAMPLES = 2000
 """So many forget samples are looked at, at most."""
 
 _ROUNDING = 1e-6  # of a gradient in protected directions alone a float32 projection leaves 4e-7 (64 rows of 27 to 2,304 inputs)
-# Right statistics clamp nothing, or .001; with the forget set collected at other weights .06 to .19 of two toy layers' mass was clamped. Few
+# Right statistics clamp at most .001; with the forget set collected at other weights .06 to .19 of two toy layers' mass went. Few
 # samples of other data clamp next to nothing where the retained data fills every direction: that is not noticed here.
 _CLAMPED = 0.02
 _VALIDATION = 100
