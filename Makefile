@@ -44,7 +44,10 @@ test-ecosystem: $(ECOSYSTEM)/.installed ## The tests again beside torchvision, t
 bench: $(STAMP) ## Speed of collecting and projecting against a plain baseline in the same run
 	$(BIN)/python benchmarks/gram.py
 
+bench-forgetting: $(STAMP) ## How near unlearned models come to retrained ones: a subset in under ten minutes
+	$(BIN)/python benchmarks/forgetting.py --quick
+
 clean: ## Remove what was built here
 	rm -rf .venv .venv-ecosystem build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help install demo lint test test-slow test-ecosystem bench clean
+.PHONY: help install demo lint test test-slow test-ecosystem bench bench-forgetting clean

@@ -12,7 +12,7 @@ import lightning as L
 from torch.optim import Optimizer
 
 from pgu_lightning.passes import check_outputs, collect
-from pgu_lightning.records import Report
+from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace, fingerprint, survey
 from pgu_lightning.takeover import Takeover, refuse_strategy, watch_saves
@@ -86,6 +86,10 @@ class PGUCallback(L.Callback):
             raise ValueError(
                 f"switch_at_epoch must be at least 1, got {switch_at_epoch}: there is nothing to forget before the first epoch."
             )
+        if switch_at_epoch is not None and settings is not None and settings.preflight == "only":
+            raise ValueError(
+                'preflight="only" looks at a trained model: train it first, then give retain_space= instead of switch_at_epoch=.'
+            )
         self.space: RetainSpace | None = None
         self.report: Report | None = None
         self._request, self._retain_space, self._switch_at = forget, retain_space, switch_at_epoch
@@ -96,6 +100,11 @@ class PGUCallback(L.Callback):
         self._split: Split
         self._saved: dict[Path, str] = {}
         self.seconds: dict[str, float] = {}
+
+    @property
+    def preflight(self) -> Preflight | None:
+        """What is to be expected of unlearning, from the moment it begins; None before that, or if the settings leave it out."""
+        return self._fit.preflight if hasattr(self, "_fit") else None
 
     # Before training
 
@@ -213,8 +222,10 @@ class PGUCallback(L.Callback):
 
     def _finish(self, trainer: L.Trainer) -> None:
         report = self._fit.finish()
-        self.report = report.replace(seconds={**self.seconds, **report.seconds})
-        self.space, self._phase = self._fit.space, Phase.DONE
+        self.report, self._phase = report.replace(seconds={**self.seconds, **report.seconds}), Phase.DONE
+        if self._settings.preflight == "only":
+            return
+        self.space = self._fit.space
         fulfilled = report.outcome is not None and report.outcome.fulfilled
         if fulfilled and isinstance(self._retain_space, (str, Path)) and trainer.is_global_zero:
             self.space.save(self._retain_space)

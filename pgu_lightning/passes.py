@@ -1,9 +1,9 @@
-"""Passes over data that change nothing: in eval mode, without gradients, every sample once, random states as they were."""
+"""Passes over data that change nothing: in eval mode, every sample once, gradients and random states as they were."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -203,6 +203,37 @@ def _transforms(dataset: Any) -> str:
         dataset = dataset.dataset
     words = repr(getattr(dataset, "transform", None))
     return words.split(" at 0x")[0]  # an address says nothing about the transform
+
+
+def gradient(
+    module: nn.Module,
+    loader: DataLoader[Any],
+    loss: Callable[[Any, int], Tensor],
+    weights: Mapping[str, nn.Parameter],
+    trainer: L.Trainer,
+) -> dict[str, Tensor]:
+    """The gradient of a loss that is a sum over a loader's batches, without a trace in the weights' own ``grad``.
+
+    Args:
+        module: The model.
+        loader: As many batches on every process.
+        loss: Called with each batch and its number.
+        weights: What the gradient is taken by.
+        trainer: Of a running fit.
+
+    Returns:
+        The mean over processes, by the weights' names.
+    """
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    with _undisturbed(module), torch.enable_grad(), trainer.precision_plugin.forward_context():
+        for number, batch in enumerate(loader):
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            with torch.autocast(trainer.strategy.root_device.type, enabled=False):
+                value = loss(batch, number)
+            for part, found in zip(total.values(), torch.autograd.grad(value, list(weights.values()), allow_unused=True), strict=True):
+                if found is not None:
+                    part.add_(found)
+    return {name: distributed.mean(part) for name, part in total.items()}
 
 
 def score(

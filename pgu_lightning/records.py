@@ -81,6 +81,48 @@ class Interference:
 
 
 @dataclass(frozen=True)
+class PreflightLayer:
+    """What one layer lets through, before the first step.
+
+    Attributes:
+        dim: Input dimension of a group.
+        free: Directions of which more than half passes, over all groups.
+        survives: ||G P|| / ||G||, G the gradient of the forget loss; None where it has none.
+        share: The layer's share of the first step's interference; None where nothing interferes.
+        clamped: Share of its Gram's mass that was clamped.
+    """
+
+    dim: int
+    free: int
+    survives: float | None
+    share: float | None
+    clamped: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is to be expected, said before anything is changed.
+
+    Attributes:
+        layers: The layers that may change.
+        samples: Number of forget samples that were looked at.
+        survives: ||G P|| / ||G|| over all layers together.
+        interference: Of the first step at its longest; None where the optimizer sets its length.
+        accuracy_error: Standard error of the accuracy that a samples request aims at, from the number of validation samples.
+        warnings: What to know before it is believed.
+        refusal: Why it cannot work, and what to do; None: it can.
+    """
+
+    layers: Mapping[str, PreflightLayer]
+    samples: int
+    survives: float | None = None
+    interference: float | None = None
+    accuracy_error: float | None = None
+    warnings: tuple[str, ...] = ()
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     """The model after so many unlearning steps; the first point is the original. Validation values are None without validation data."""
 
@@ -130,6 +172,7 @@ class Report:
         models: Metrics in [0, 1] by model (``original``, ``unlearned``, ``retrained``) and name (``forget_accuracy``, ``retain_accuracy``,
             ``test_accuracy``, ``mia_auc``, ...).
         outcome: How unlearning ended; None for methods without steps.
+        preflight: What was to be expected before the first step.
         average_gap: Mean |unlearned - retrained| over the metrics that both have.
         floor: The same between two models retrained with different seeds.
         interference: Relative squared change of the protected layers' response to the retained data.
@@ -150,6 +193,7 @@ class Report:
     method: MethodRecord
     models: Mapping[str, Mapping[str, float]]
     outcome: Outcome | None = None
+    preflight: Preflight | None = None
     average_gap: float | None = None
     floor: float | None = None
     interference: Interference = field(default_factory=Interference)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class Settings:
         scheduler: Made of the optimizer; steps once an epoch.
         batch_size: Largest number of forget samples in a step, over all processes.
         dropout: Keep dropout active while unlearning (as in the published code).
+        preflight: Look first at what the projection leaves of the forget gradient, and refuse what cannot work; ``"only"`` ends there, with
+            nothing changed.
     """
 
     rule: Rule = field(default_factory=Soft)
@@ -72,6 +74,7 @@ class Settings:
     scheduler: Callable[[Optimizer], Any] | None = None
     batch_size: int = 500
     dropout: bool = False
+    preflight: bool | Literal["only"] = True
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -81,6 +84,8 @@ class Settings:
             raise ValueError(f"anchor must not be negative, got {self.anchor}")
         if self.trust_radius is not None and not self.trust_radius > 0:
             raise ValueError(f"trust_radius must be above 0 or None, got {self.trust_radius}")
+        if self.preflight not in (True, False, "only"):
+            raise ValueError(f'preflight must be True, False or "only", got {self.preflight!r}')
 
     def anchor_for(self, kind: Kind) -> float:
         """The weight of the anchor for this kind of request."""
@@ -186,10 +191,14 @@ class Unlearner:
         self._losses.append(float(distributed.mean(forget_loss)))
         return total
 
-    def _loss(self, forget: Any, validation: Any | None, original: Tensor | None, samples: Tensor) -> tuple[Tensor, Tensor]:
+    def forget_loss(self, forget: Any, samples: Tensor) -> Tensor:
+        """The forget objective of one batch alone, arguments and scale as for ``loss``."""
         logits, target = self._outputs(forget)
         own = self._own_loss(logits, target)
-        loss = (self._objective(logits, target, samples) if own is None else own) * distributed.share(len(target), logits)
+        return (self._objective(logits, target, samples) if own is None else own) * distributed.share(len(target), logits)
+
+    def _loss(self, forget: Any, validation: Any | None, original: Tensor | None, samples: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.forget_loss(forget, samples)
         if original is None:
             return loss, loss.detach()
         logits, target = self._outputs(validation)

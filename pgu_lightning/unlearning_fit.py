@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,18 @@ from torch.utils.data import DataLoader, Dataset
 from pgu_lightning import distributed
 from pgu_lightning.evaluation.scores import Scores
 from pgu_lightning.mixin import question
-from pgu_lightning.passes import collect, score
+from pgu_lightning.passes import collect, gradient, score
+from pgu_lightning.preflight import advise, chosen, what_survives
 from pgu_lightning.projection import Projector, Spectrum, UpdateGuard
-from pgu_lightning.records import Interference, LayerRecord, MethodRecord, Outcome, Report, RequestRecord
+from pgu_lightning.records import Interference, LayerRecord, MethodRecord, Outcome, Preflight, Report, RequestRecord
 from pgu_lightning.requests import Split
 from pgu_lightning.statistics import Fulfilled, RetainSpace, fingerprint, named_layers, survey, weight_of
 from pgu_lightning.stopping import Decision, Epoch
 from pgu_lightning.takeover import Takeover
 from pgu_lightning.unlearner import Settings, Unlearner
+from pgu_lightning.views import View
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class UnlearningFit:
@@ -41,6 +46,7 @@ class UnlearningFit:
 
     Attributes:
         space: The statistics of the retained data, once ``begin`` was called.
+        preflight: What is to be expected, likewise; None if the settings leave it out.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class UnlearningFit:
         self._sampler: distributed.SharedOrder
         self._order: torch.Tensor
         self.space: RetainSpace
+        self.preflight: Preflight | None = None
         self._unlearner: Unlearner
 
     def enter(self, protected: Sequence[str], running: bool) -> None:
@@ -107,6 +114,9 @@ class UnlearningFit:
         Args:
             space: Statistics of the training data.
             contains_forget: Whether the forget set is in them and has to be subtracted.
+
+        Raises:
+            ValueError: If the preflight refuses.
         """
         self._started = time.perf_counter()
         module, trainer, split = self._module, self._trainer, self._split
@@ -130,6 +140,33 @@ class UnlearningFit:
         self._unlearner.start(scores, self._score_validation(), probabilities.shape[1])
         sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
         self._log({**_live(self._unlearner.history[0]), **sizes})
+        if self._settings.preflight:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        forget, unlearner, settings = self._split.forget, self._unlearner, self._settings
+        positions = chosen(len(forget))
+        world = self._trainer.world_size
+        # Each process must have as many: where they cannot share evenly, fewer than `world` samples count twice.
+        order = distributed.SharedOrder(len(positions), -(-len(positions) // world) * world)
+        samples = positions[torch.tensor(list(order))]
+        parts = samples.split(self._batch_size)
+        found = gradient(
+            self._module,
+            over(View(forget, positions), self._train, self._batch_size, order),
+            lambda batch, number: unlearner.forget_loss(batch, parts[number]) * (len(parts[number]) / len(samples)),
+            unlearner.guard.weights,
+            self._trainer,
+        )
+        figures = what_survives(found, unlearner.guard, settings.trust_radius)
+        self.preflight = advise(figures, self._split.kind, settings, unlearner.history[0])
+        if distributed.rank() == 0:
+            for warning in self.preflight.warnings:
+                _LOGGER.warning(warning)
+        if settings.preflight == "only":
+            self._takeover.end_fit()
+        elif self.preflight.refusal is not None:
+            raise ValueError(self.preflight.refusal)
 
     def start_epoch(self) -> None:
         """Set each part's mode, and take down the order in which the forget samples come."""
@@ -171,10 +208,15 @@ class UnlearningFit:
 
     def finish(self) -> Report:
         """Keep the right weights, let checkpoints keep them too, and report. ``space`` then belongs to the unlearned model."""
+        if self._settings.preflight == "only":
+            return self._report(Outcome(False, "only the preflight was asked for, nothing was changed", 0, 0), self._elapsed())
         outcome = self._unlearner.finish(self._decision)
-        seconds = time.perf_counter() - self._started
+        seconds = self._elapsed()
         self.space = self.space.fulfil(Fulfilled(self._split.kind, self._split.digest, self._split.entries()), fingerprint(self._module))
         return self._report(outcome, seconds)
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._started
 
     def _score_validation(self) -> Scores | None:
         return None if self._validation is None else score(self._module, self._validation, trainer=self._trainer)[0]
@@ -192,6 +234,7 @@ class UnlearningFit:
             method=MethodRecord("pgu", uses_retain_data=False, settings={name: repr(value) for name, value in values.items()}),
             models={"original": _metrics(unlearner.history[0]), "unlearned": _metrics(unlearner.history[unlearner.kept])},
             outcome=outcome,
+            preflight=self.preflight,
             interference=Interference(unlearner.guard.total_interference, unlearner.guard.interference()),
             layers={name: LayerRecord(p.dim, p.rank, p.free, p.clamped) for name, p in unlearner.guard.projectors.items()},
             frozen=self.space.frozen,

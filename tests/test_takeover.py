@@ -188,9 +188,9 @@ def test_a_batch_is_told_apart_by_its_samples_positions(switch):
     space = collect(module, DataLoader(blobs(160), 64)) if switch is None else None
     trainer(9, [PGUCallback(request, retain_space=space, switch_at_epoch=switch, settings=settings)]).fit(module, datamodule=Data())
     labels = blobs(160).tensors[1][positions.sort().values]
-    assert len(seen) == 4 * 3
-    orders = [torch.cat([samples for _, samples in seen[4 * epoch : 4 * epoch + 4]]) for epoch in range(3)]
+    assert len(seen) == 4 * (1 + 3)  # the preflight, then three epochs
+    orders = [torch.cat([samples for _, samples in seen[4 * epoch : 4 * epoch + 4]]) for epoch in range(4)]
     assert all(sorted(order.tolist()) == list(range(30)) for order in orders)
-    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[1], orders[2])
     for target, samples in seen:
         assert torch.equal(labels[samples], target)

@@ -22,6 +22,7 @@ from torch import Tensor
 from pgu_lightning import distributed
 from pgu_lightning.app.cache import Cache
 from pgu_lightning.app.gallery import gallery
+from pgu_lightning.app.show import ShowPreflight
 from pgu_lightning.callback import PGUCallback, retain_path
 from pgu_lightning.data import ImageData
 from pgu_lightning.evaluation import Scores, loss_histograms, model_metrics
@@ -108,10 +109,13 @@ def run(config: DictConfig, output: Path) -> Report:
     task, cache = prepare(config, output), Cache(Path(config.cache))
     seconds = train_original(task, cache)
     report = forget(task)
-    models = {"original": task.load(task.output / "original.ckpt"), "unlearned": task.load(task.output / "unlearned.ckpt")}
-    if config.reference:
+    models = {"original": task.load(task.output / "original.ckpt")}
+    compares = config.preflight != "only"
+    if compares:
+        models["unlearned"] = task.load(task.output / "unlearned.ckpt")
+    if compares and config.reference:
         models["retrained"], seconds["retrain"] = train_reference(task, cache, config.seed + 10_000)
-    if config.floor:
+    if compares and config.floor:
         models["retrained again"], _ = train_reference(task, cache, config.seed + 20_000)
     scored = {name: evaluate(task, name, model) for name, model in models.items()}
     return publish(task, scored, report.replace(seconds={**seconds, **report.seconds}))
@@ -119,6 +123,10 @@ def run(config: DictConfig, output: Path) -> Report:
 
 def prepare(config: DictConfig, output: Path) -> Task:
     """Load the data and split it; whatever is wrong with the request is refused here, before any work."""
+    if config.preflight not in (True, False, "only"):
+        raise ValueError(f"preflight must be true, false or only, got {config.preflight!r}")
+    if config.preflight == "only" and OmegaConf.select(config, "method.settings.preflight") is None:
+        raise ValueError(f"preflight=only needs a method that projects, such as method=pgu; {config.method._target_} does not.")
     L.seed_everything(config.seed, verbose=False)
     data: ImageData = instantiate(config.data)
     data.setup()
@@ -168,7 +176,7 @@ def forget(task: Task) -> Report:
         request=task.request,
         split=task.split,
         retain_space=task.output / "retain.safetensors",
-        trainer=task.trainer,
+        trainer=lambda **arguments: task.trainer(**{**arguments, "callbacks": [*arguments.get("callbacks", ()), ShowPreflight()]}),
         epochs=task.untrained().epochs,
         seed=config.seed,
         loggers=task.loggers,
@@ -176,8 +184,9 @@ def forget(task: Task) -> Report:
     started = time.perf_counter()
     module, report = method.unlearn(job)
     seconds = {"unlearn": time.perf_counter() - started}
-    state = {"state_dict": module.state_dict(), "pytorch-lightning_version": L.__version__}
-    atomic_write(task.output / "unlearned.ckpt", lambda path: torch.save(state, path))
+    if config.preflight != "only":
+        state = {"state_dict": module.state_dict(), "pytorch-lightning_version": L.__version__}
+        atomic_write(task.output / "unlearned.ckpt", lambda path: torch.save(state, path))
     if report is None:
         request = RequestRecord(task.split.kind, len(task.split.forget), task.split.digest, task.split.classes)
         record = MethodRecord(method.name, method.uses_retain_data)

@@ -41,6 +41,11 @@ class UpdateGuard:
         self._matrices = {name: matrices[name].to(weight.device, _matrix_type(weight)) for name, weight in self._original.items()}
         self._energy = self.response(self._original)
 
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The guarded weights, by layer name."""
+        return dict(self._weights)
+
     def gradient_product(self, update: Update) -> float:
         """Inner product of the weights' gradients with ``update``: the loss's slope along it."""
         return sum(float((weight.grad * update[name]).sum()) for name, weight in self._weights.items() if weight.grad is not None)
@@ -77,14 +82,17 @@ class UpdateGuard:
     @torch.no_grad()
     def proposal(self) -> Update:
         """What the optimizer did since the last ``commit``, filtered; the weights are put back."""
-        updates = {}
-        for name, weight in self._weights.items():
-            update = weight - (self._original[name] + self._change[name])
-            filtered = as_matrix(self._layers[name], update)
-            filtered.copy_(self.projectors[name](filtered.to(_matrix_type(update))))
-            updates[name] = update
+        update = {name: weight - (self._original[name] + self._change[name]) for name, weight in self._weights.items()}
+        self.filter_(update)
         self.undo()
-        return updates
+        return update
+
+    @torch.no_grad()
+    def filter_(self, update: Update) -> None:
+        """Take from ``update`` what may not pass, in place."""
+        for name, change in update.items():
+            matrix = as_matrix(self._layers[name], change)
+            matrix.copy_(self.projectors[name](matrix.to(_matrix_type(change))))
 
     @torch.no_grad()
     def undo(self) -> None:

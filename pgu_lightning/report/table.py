@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pgu_lightning.records import Report
+from pgu_lightning.records import Preflight, Report
 
 METRIC_NAMES = {
     "forget_accuracy": "accuracy on the forget set",
@@ -134,6 +134,43 @@ def _closing(report: Report) -> list[str]:
     if report.seconds:
         lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items()))
     return lines
+
+
+def preflight_table(preflight: Preflight) -> Table:
+    """One row a layer (what passes of its gradient, its share of the first step's interference), and below what holds for all of them."""
+    table = Table(title="Before unlearning", title_justify="left", min_width=72, caption_justify="left")
+    table.caption = Text("\n".join(_expected(preflight)), justify="left")
+    table.add_column("layer", overflow="fold")
+    for heading in ("inputs", "free", "passes", "interferes", "clamped"):
+        table.add_column(heading, justify="right")
+    for name, layer in preflight.layers.items():
+        cells = (str(layer.dim), str(layer.free), number(layer.survives), number(layer.share), number(layer.clamped))
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def _expected(preflight: Preflight) -> list[str]:
+    lines = [f"of the forget gradient of {preflight.samples:,} samples passes: {number(preflight.survives)}"]
+    if preflight.interference is not None:
+        lines.append(f"interference of the first step: at most {number(preflight.interference)}")
+    if preflight.accuracy_error is not None:
+        lines.append(f"standard error of the accuracy to aim at: {number(preflight.accuracy_error)}")
+    return lines
+
+
+def print_preflight(preflight: Preflight, console: Console | None = None) -> None:
+    """Show in a terminal what is to be expected.
+
+    Args:
+        preflight: What to show.
+        console: Where; None is the standard output.
+    """
+    console = console or Console()
+    console.print(preflight_table(preflight))
+    for warning in preflight.warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"))
+    if preflight.refusal is not None:
+        console.print(Text(f"Refused: {preflight.refusal}", style="bold red"))
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

@@ -119,6 +119,37 @@ def test_poison_and_the_floor(folder):
     assert report.models.keys() == {"original", "unlearned", "retrained"}
 
 
+def test_only_a_preflight(folder, capsys):
+    report, output = report_of(folder, "preflight", "preflight=only")
+    assert {path.name for path in output.iterdir()} == {"original.ckpt", "retain.safetensors", "report.json", "report.html", "config.yaml"}
+    content = json.loads((output / "report.json").read_text())
+    assert content["models"].keys() == {"original"}
+    assert content["preflight"]["layers"].keys() == content["layers"].keys()
+    assert all(0 < layer["survives"] < 1 for layer in content["preflight"]["layers"].values())
+    assert sum(layer["share"] for layer in content["preflight"]["layers"].values()) == pytest.approx(1)
+    assert (report.outcome.fulfilled, report.outcome.steps) == (False, 0)
+    assert RetainSpace.load(output / "retain.safetensors").provenance.samples == 1200
+    shown = capsys.readouterr().out
+    assert "Before unlearning" in shown
+    assert shown.index("of the forget gradient of") < shown.index("accuracy on the forget set")
+
+
+def test_the_preflight_is_shown_first_or_left_out(folder, capsys):
+    report, _ = report_of(folder, "with", "reference=false", "method.epochs=1")
+    assert report.preflight is not None
+    assert capsys.readouterr().out.count("Before unlearning") == 1
+    report, _ = report_of(folder, "without", "reference=false", "method.epochs=1", "preflight=false")
+    assert report.preflight is None
+    assert "Before unlearning" not in capsys.readouterr().out
+
+
+def test_a_method_that_does_not_project_has_no_preflight(folder):
+    with pytest.raises(ValueError, match=r"preflight=only needs a method that projects.*Retrain does not"):
+        report_of(folder, "none", "method=retrain", "preflight=only")
+    with pytest.raises(ValueError, match="preflight must be true, false or only, got 'maybe'"):
+        report_of(folder, "maybe", "preflight=maybe")
+
+
 def test_retraining_is_a_method_too(folder):
     report, _ = report_of(folder, "retrain", "method=retrain")
     assert report.method.uses_retain_data

@@ -15,6 +15,8 @@ from pgu_lightning.records import (
     LayerRecord,
     MethodRecord,
     Outcome,
+    Preflight,
+    PreflightLayer,
     Report,
     RequestRecord,
 )
@@ -62,6 +64,18 @@ def rich() -> Report:
         },
         outcome=Outcome(
             True, "forget accuracy 0.001 is at most 0.002", 12, 48, 2, ("2 of 48 steps were skipped: their gradients were not finite.",)
+        ),
+        preflight=Preflight(
+            layers={
+                "features.0": PreflightLayer(9, 2, 0.0345678, 0.75, 0.0),
+                "features.3": PreflightLayer(216, 118, 0.21, 0.25, 1.5e-4),
+                "blocks.0.attention.output.projection": PreflightLayer(4608, 3408, None, None, 0.012345),
+            },
+            samples=1234,
+            survives=0.0812345,
+            interference=1e-4,
+            accuracy_error=0.0123456,
+            warnings=("There is no validation sample with label 1: whether a membership trace is left cannot be checked.",),
         ),
         average_gap=0.00729312,
         floor=0.00312345,
@@ -113,6 +127,7 @@ def hostile() -> Report:
         outcome=Outcome(False, evil, 1, 1, 0, (evil,)),
         interference=Interference(0.5, {evil: 0.5}),
         layers={evil: LayerRecord(4, 1, 3)},
+        preflight=Preflight({evil: PreflightLayer(4, 3, 0.5, 0.5)}, 3, warnings=(evil,), refusal=evil),
         frozen={evil: evil},
         seconds={evil: 1.0},
         histograms={evil: {evil: Histogram((0.0, 1.0, 2.0), (0, 0))}},

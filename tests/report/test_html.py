@@ -156,6 +156,22 @@ def test_the_officer_reads_what_was_asked_and_what_is_not_claimed():
     assert all(METRIC_NAMES[metric] in text and METRIC_MEANINGS[metric] in text for metric in rich().models["original"])
 
 
+def test_the_preflight_is_a_table():
+    report = rich()
+    source = render_html(report)
+    table = re.search(r'<table id="preflight">(.*?)</table>', source, re.DOTALL).group(1)
+    assert re.findall(r"<code>([^<]*)</code>", table) == list(report.preflight.layers)
+    values = [value for layer in report.preflight.layers.values() for value in (layer.survives, layer.share) if value is not None]
+    assert [float(value) for value in re.findall(r'data-value="([^"]*)"', table)] == values
+    caption = re.search(r"<caption>(.*?)</caption>", table).group(1)
+    for words in ("1,234 forget samples", "0.081 of the forget gradient", "at most 0.0001", "standard error of 0.012"):
+        assert words in caption
+    text = page(report).one("body")["text"]
+    assert report.preflight.warnings[0] in text
+    assert "Refused:" not in text
+    assert 'id="preflight"' not in render_html(report.replace(preflight=None))
+
+
 def test_not_fulfilled_is_said_at_the_top():
     source = render_html(unfulfilled())
     text = " ".join(Page(source).one("main")["text"].split())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pgu_lightning.evaluation import Scores, model_metrics
-from pgu_lightning.report import print_report
+from pgu_lightning.report import print_preflight, print_report
 from pgu_lightning.report.table import METRIC_MEANINGS, METRIC_NAMES, comparison_table, number
 from tests.report.sample import HOSTILE, hostile, minimal, rich, unfulfilled
 
@@ -99,3 +99,16 @@ def test_without_any_model():
 @given(st.floats(1e-12, 1e6))
 def test_a_number_keeps_three_digits(value):
     assert abs(float(number(value)) - value) <= (0.0005001 if value >= 0.01 else 0.0050001 * value)
+
+
+def test_the_preflight_shows_each_layer_and_what_speaks_against_it():
+    text = text_of(rich().preflight, print_preflight)
+    for name, layer in rich().preflight.layers.items():
+        (line,) = (line for line in text.splitlines() if name in line)
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        assert cells == [name, str(layer.dim), str(layer.free), *map(number, (layer.survives, layer.share, layer.clamped))]
+    for words in ("of 1,234 samples passes: 0.081", "at most 0.0001", "aim at: 0.012", f"Warning: {rich().preflight.warnings[0]}"):
+        assert words in text
+    assert "Refused" not in text
+    assert "Refused: " in text_of(hostile().preflight, print_preflight)
+    assert HOSTILE in text_of(hostile().preflight, print_preflight)

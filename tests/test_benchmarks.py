@@ -1,0 +1,84 @@
+"""The benchmark that decides, on one tiny task: its rows against the reports of the runs, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from benchmarks import forgetting
+from pgu_lightning.records import average_gap
+
+TINY = ["--tasks", "digits_samples_120", "--models", "mlp", "--methods", "pgu", "--seeds", "0", "1"]
+
+
+def command(folder, *changes):
+    return [*TINY, "--json", str(folder / "rows.json"), "--output", str(folder / "runs"), *changes, "model.epochs=2", "method.epochs=3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    forgetting.main(command(folder))
+    return folder
+
+
+def test_rows_are_those_of_the_reports(folder):
+    rows = json.loads((folder / "rows.json").read_text())
+    assert [(row["task"], row["model"], row["method"], row["seed"]) for row in rows] == [
+        ("digits_samples_120", "mlp", "pgu", s) for s in (0, 1)
+    ]
+    for row in rows:
+        (path,) = (folder / "runs").glob(f"digits_samples_120-mlp-pgu-{row['seed']}/report.json")
+        report = json.loads(path.read_text())
+        assert {name: row[name] for name in ("original", "unlearned", "retrained")} == report["models"]
+        assert (row["average_gap"], row["floor"], row["uses_retain_data"]) == (report["average_gap"], report["floor"], False)
+        assert row["average_gap"] == pytest.approx(average_gap(report["models"]["unlearned"], report["models"]["retrained"]))
+        assert row["seconds_ratio"] == report["seconds"]["unlearn"] / report["seconds"]["retrain"]
+        assert report["request"]["size"] == 120
+        assert report["config"]["model"]["epochs"] == 2
+    assert rows[0]["original"] != rows[1]["original"]
+    assert len(list((folder / "runs" / "cache").glob("original-*/key.json"))) == 2
+    assert len(list((folder / "runs" / "cache").glob("reference-*/key.json"))) == 4
+    assert "two retrained models" in (folder / "runs" / "forgetting.svg").read_text()
+
+
+def test_rows_that_are_there_are_not_run_again(folder, monkeypatch, capsys):
+    monkeypatch.setattr(forgetting, "run", lambda *_: pytest.fail("it was run again"))
+    before = (folder / "rows.json").read_bytes()
+    forgetting.main(command(folder, "--markdown"))
+    assert (folder / "rows.json").read_bytes() == before
+    *_, line = capsys.readouterr().out.splitlines()
+    rows = json.loads(before)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:4] == ["digits_samples_120", "mlp", "pgu", "2"]
+    assert float(cells[6]) == pytest.approx((rows[0]["average_gap"] + rows[1]["average_gap"]) / 2, abs=6e-5)
+    assert float(cells[7]) == pytest.approx((rows[0]["floor"] + rows[1]["floor"]) / 2, abs=6e-5)
+    with pytest.raises(pytest.fail.Exception, match="run again"):
+        forgetting.main([*command(folder), "method.settings.batch_size=50"])  # another command, other rows
+
+
+@pytest.mark.parametrize("variant", forgetting.ABLATIONS)
+@pytest.mark.parametrize("task", forgetting.TASKS)
+def test_every_task_and_ablation_composes(task, variant):
+    cell = forgetting.Cell(task, "mlp", "pgu", 3, variant, forgetting.ABLATIONS[variant])
+    with initialize_config_module("pgu_lightning.conf", version_base="1.3"):
+        config = compose("config", overrides=cell.config())
+    assert config.seed == 3
+    if variant == "hard .95":
+        assert dict(config.method.settings.rule) == {"_target_": "pgu_lightning.projection.Hard", "retained_variance": 0.95}
+    if variant == "objectives swapped":
+        assert config.method.settings.objective.samples["_target_"] == "pgu_lightning.objectives.Margin"
+
+
+def test_what_is_run_unless_told_otherwise():
+    cells = forgetting.cells_of(forgetting.parse([]))
+    assert len(cells) == len(forgetting.TASKS) * 3 * len(forgetting.methods()) * 3
+    assert {"pgu", "pgu_paper"} <= set(forgetting.methods())
+    quick = forgetting.cells_of(forgetting.parse(["--quick"]))
+    assert {(cell.task, cell.model) for cell in quick} == set(forgetting.QUICK)
+    assert {cell.method for cell in quick} == {"pgu", "pgu_paper"}
+    ablation = forgetting.cells_of(forgetting.parse(["--ablation", "--seeds", "0"]))
+    assert {cell.model for cell in ablation} == {"mlp"}
+    assert len(ablation) == len(forgetting.ABLATIONS) * len(forgetting.ABLATION_TASKS)
