@@ -32,8 +32,10 @@ class Block(nn.Module):
         else:
             name, axes = kind
             self.ones = (1,) * (axes - 1)
-            stride = (*self.ones, stride) if name == "transposed" else 1
-            self.layer = AXES[name][axes - 1](WIDTH, WIDTH, (*self.ones, taps), stride, (*[0] * (axes - 1), (taps - 1) // 2), groups=groups)
+            transposed = name == "transposed"
+            stride = (*self.ones, stride if transposed else 1)
+            padding = (*[0] * (axes - 1), (taps - transposed) // 2)  # no fewer tokens than before
+            self.layer = AXES[name][axes - 1](WIDTH, WIDTH, (*self.ones, taps), stride, padding, groups=groups)
 
     def forward(self, x):
         if self.kind == "linear":
