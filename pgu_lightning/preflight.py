@@ -60,6 +60,7 @@ def what_survives(gradient: Update, guard: UpdateGuard, radius: float | None) ->
     step = {name: part.detach().clone() for name, part in gradient.items()}
     guard.filter_(step)
     before, after = _squares(gradient), _squares(step)
+    guard.balance_(step)
     responses = guard.response(step)
     moved = sum(responses.values())
     layers = {

@@ -45,6 +45,11 @@ def _default_anchors() -> dict[Kind, float]:
     return {"class": 20.0, "samples": 20.0, "poison": 1.0}
 
 
+def _default_balance() -> dict[Kind, bool]:
+    # A class goes with what the early layers know of it; balanced steps leave these alone.
+    return {"class": False, "samples": True, "poison": True}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What belongs to the algorithm. The defaults need no tuning: objective and stop rule follow the kind of the request.
@@ -57,6 +62,8 @@ class Settings:
         trust_radius: Interference of one step, as the square root of the relative squared change of the response to the retained data; the
             step's length is the minimum of a parabola through one extra forward pass, within this radius. None: the optimizer's own step
             length.
+        balanced: Weigh the layers against each other so that the whole step forgets most for its interference, for all requests or by
+            kind; only within a trust radius.
         optimizer: Made of the protected weights.
         scheduler: Made of the optimizer; steps once an epoch.
         batch_size: Largest number of forget samples in a step, over all processes.
@@ -70,6 +77,7 @@ class Settings:
     stop: StopRule | Mapping[Kind, StopRule] = field(default_factory=_default_stops)
     anchor: float | Mapping[Kind, float] = field(default_factory=_default_anchors)
     trust_radius: float | None = 0.01
+    balanced: bool | Mapping[Kind, bool] = field(default_factory=_default_balance)
     optimizer: Callable[[Iterable[Parameter]], Optimizer] = _unit_step
     scheduler: Callable[[Optimizer], Any] | None = None
     batch_size: int = 500
@@ -86,6 +94,10 @@ class Settings:
             raise ValueError(f"trust_radius must be above 0 or None, got {self.trust_radius}")
         if self.preflight not in (True, False, "only"):
             raise ValueError(f'preflight must be True, False or "only", got {self.preflight!r}')
+
+    def balanced_for(self, kind: Kind) -> bool:
+        """Whether layers are weighed against each other for this kind of request."""
+        return self.trust_radius is not None and (self.balanced[kind] if isinstance(self.balanced, Mapping) else self.balanced)
 
     def anchor_for(self, kind: Kind) -> float:
         """The weight of the anchor for this kind of request."""

@@ -130,7 +130,9 @@ class UnlearningFit:
         self._unlearner = Unlearner(
             self._settings,
             split.kind,
-            UpdateGuard(layers, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}),
+            UpdateGuard(
+                layers, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}, self._settings.balanced_for(split.kind)
+            ),
             question(module, "unlearning_outputs"),
             split.classes,
             question(module, "unlearning_loss"),
@@ -227,7 +229,7 @@ class UnlearningFit:
 
     def _report(self, outcome: Outcome, seconds: float) -> Report:
         unlearner, split, settings = self._unlearner, self._split, self._settings
-        used = {name: getattr(settings, f"{name}_for")(split.kind) for name in ("objective", "stop", "anchor")}
+        used = {name: getattr(settings, f"{name}_for")(split.kind) for name in ("objective", "stop", "anchor", "balanced")}
         values = {item.name: used.get(item.name, getattr(settings, item.name)) for item in dataclasses.fields(settings)}
         return Report(
             request=RequestRecord(split.kind, len(split.forget), split.digest, split.classes),

@@ -27,11 +27,19 @@ class UpdateGuard:
         projectors: One a layer.
         matrices: The retained data's Gram matrix of each layer, (groups, dim, dim), without negative eigenvalues.
 
+        balanced: Weigh the layers against each other so that the whole update, not each layer's alone, forgets most for its interference.
+
     Attributes:
         projectors: As given.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], projectors: Mapping[str, Projector], matrices: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        projectors: Mapping[str, Projector],
+        matrices: Mapping[str, Tensor],
+        balanced: bool = False,
+    ) -> None:
         self._layers = dict(layers)
         self._weights = {name: _weight(layer) for name, layer in layers.items()}
         self.projectors = projectors
@@ -40,6 +48,17 @@ class UpdateGuard:
         self._change = {name: torch.full_like(weight, -0.0) for name, weight in self._original.items()}
         self._matrices = {name: matrices[name].to(weight.device, _matrix_type(weight)) for name, weight in self._original.items()}
         self._energy = self.response(self._original)
+        self._scales = self._balance() if balanced else dict.fromkeys(self._weights, 1.0)
+
+    def _balance(self) -> dict[str, float]:
+        """The least sum of tr(D M D^T) / tr(W M W^T) over the layers for a given fall of the loss has D = tr(W M W^T) G (M + a)^-1 in each.
+
+        The filter's gains are a (M + a)^-1 with a in proportion to the mean eigenvalue: what is missing is tr(W M W^T) / mean eigenvalue.
+        """
+        means = {name: float(matrix.diagonal(dim1=-2, dim2=-1).mean()) for name, matrix in self._matrices.items()}
+        scales = {name: self._energy[name] / mean for name, mean in means.items() if mean > 0}
+        largest = max(scales.values(), default=1.0) or 1.0
+        return {name: scales.get(name, largest) / largest for name in self._weights}
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -84,6 +103,7 @@ class UpdateGuard:
         """What the optimizer did since the last ``commit``, filtered; the weights are put back."""
         update = {name: weight - (self._original[name] + self._change[name]) for name, weight in self._weights.items()}
         self.filter_(update)
+        self.balance_(update)
         self.undo()
         return update
 
@@ -93,6 +113,12 @@ class UpdateGuard:
         for name, change in update.items():
             matrix = as_matrix(self._layers[name], change)
             matrix.copy_(self.projectors[name](matrix.to(_matrix_type(change))))
+
+    @torch.no_grad()
+    def balance_(self, update: Update) -> None:
+        """Weigh the layers of ``update`` against each other, in place."""
+        for name, change in update.items():
+            change.mul_(self._scales[name])
 
     @torch.no_grad()
     def undo(self) -> None:

@@ -276,3 +276,28 @@ def test_a_weight_that_is_no_parameter():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
     with pytest.raises(TypeError, match="weight is not a parameter"):
         UpdateGuard({"a": layer}, {}, {})
+
+
+def test_balanced_layers_give_the_best_update_for_its_interference():
+    """Lagrange: at the optimum the gradient is in proportion to the interference's derivative, D M / tr(W M W^T), in all layers alike."""
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(4, 3, bias=False).double() for name in ("small", "large")}
+    inputs = {"small": torch.randn(50, 4).double() * 0.1, "large": torch.randn(50, 4).double() * 30}
+    spectra = {name: Spectrum.of(Gram((x.T @ x)[None], 50)) for name, x in inputs.items()}
+    damping = 1e-9
+    projectors = {name: Projector(spectrum, Soft(damping), layers[name].weight) for name, spectrum in spectra.items()}
+    guard = UpdateGuard(layers, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}, balanced=True)
+    gradients = {name: torch.randn(3, 4).double() for name in layers}
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.weight -= gradients[name]
+    update = guard.proposal()
+    factors = []
+    for name, x in inputs.items():
+        matrix = (x.T @ x).numpy()
+        weight = layers[name].weight.detach().numpy()
+        derivative = update[name].numpy() @ matrix / np.trace(weight @ matrix @ weight.T)
+        ratio = derivative / -gradients[name].numpy()
+        np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-5)
+        factors.append(ratio.mean())
+    np.testing.assert_allclose(factors[0], factors[1], rtol=1e-5)
