@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pgu_lightning.files import atomic_write
+from pgu_lightning.files import atomic_write, read_tensors
 from pgu_lightning.statistics import canonical, fingerprint, named_layers
 
 FORMAT = "pgu-lightning delta 1"
@@ -157,15 +156,7 @@ def _pair(original: nn.Module, unlearned: nn.Module) -> tuple[dict[str, Tensor],
 def _load(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no delta {path}: `export_delta(original, unlearned, path)` writes one.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}). Export it again.") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is a safetensors file, but not a {FORMAT!r}: it says {metadata.get('format')!r}.")
-    return metadata, tensors
+    return read_tensors(path, FORMAT, "Export it again.")
 
 
 @dataclass(frozen=True)

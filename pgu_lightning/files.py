@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then rename it over ``path``.
@@ -57,3 +60,28 @@ def digest(parts: Iterable[str | bytes]) -> str:
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()
+
+
+def read_tensors(path: Path, form: str, again: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read a whole safetensors file of one of our formats. Nothing is unpickled.
+
+    Args:
+        path: The file.
+        form: What its metadata must have as ``format``.
+        again: How to make it again, a sentence for the error.
+
+    Returns:
+        Its metadata and its tensors by name.
+
+    Raises:
+        ValueError: If the file is damaged, cut short, or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}). {again}") from error
+    if metadata.get("format") != form:
+        raise ValueError(f"{path} is a safetensors file, but not a {form!r}: it says {metadata.get('format')!r}.")
+    return metadata, tensors

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pgu_lightning.files import atomic_write, digest
+from pgu_lightning.files import atomic_write, digest, read_tensors
 from pgu_lightning.statistics.gram import Gram
 from pgu_lightning.statistics.survey import LayerInfo, canonical
 
@@ -197,14 +196,7 @@ class RetainSpace:
                 f"There is no retain space {path}. Training with PGUCallback() writes one beside the checkpoint; "
                 "`collect(model, loader).save(path)` makes one later."
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}). Collect again with `collect(model, loader)`.") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is a safetensors file, but not a {FORMAT!r}: it says {metadata.get('format')!r}.")
+        metadata, tensors = read_tensors(path, FORMAT, "Collect again with `collect(model, loader)`.")
         try:
             description = _DESCRIPTION.validate_json(metadata["description"])
             grams = {key: Gram(tensors[key], rows) for key, rows in description.rows.items()}
