@@ -150,7 +150,8 @@ class PGUCallback(L.Callback):
     def _enter(self, trainer: L.Trainer, module: L.LightningModule, running: bool) -> None:
         assert self.space is not None
         self._phase = Phase.UNLEARN
-        self._fit = UnlearningFit(trainer, module, self._takeover, self._split, self._settings, self._patterns)
+        fulfilled = self.space.provenance.fulfilled
+        self._fit = UnlearningFit(trainer, module, self._takeover, self._split, self._settings, self._patterns, fulfilled)
         self._fit.enter(list(self.space.protected), running)
 
     # Learning, and the switch

@@ -42,6 +42,44 @@ class MethodRecord:
 
 
 @dataclass(frozen=True)
+class EarlierRequest:
+    """What a model was asked to forget before, and whether that stayed forgotten.
+
+    Attributes:
+        request: What was asked for then.
+        models: ``forget_accuracy`` on its samples by model, as in ``Report.models``; empty where the samples are not at hand.
+    """
+
+    request: RequestRecord
+    models: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One request of several that were fulfilled one after the other; its own folder has the whole report.
+
+    Attributes:
+        request: What was asked for.
+        models: As in ``Report.models``; the original is the model that the request before left.
+        earlier: The requests before it.
+        outcome: How unlearning ended.
+        average_gap: To the model retrained without anything that was asked for up to here.
+        interference: Of this request.
+        free: Free directions by layer.
+        seconds: Wall-clock seconds of unlearning.
+    """
+
+    request: RequestRecord
+    models: Mapping[str, Mapping[str, float]]
+    earlier: tuple[EarlierRequest, ...] = ()
+    outcome: Outcome | None = None
+    average_gap: float | None = None
+    interference: float = 0.0
+    free: Mapping[str, int] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How unlearning ended.
 
@@ -124,7 +162,10 @@ class Preflight:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The model after so many unlearning steps; the first point is the original. Validation values are None without validation data."""
+    """The model after so many unlearning steps; the first point is the original.
+
+    Validation values are None without validation data, the accuracy on what earlier requests took where there is nothing of it at hand.
+    """
 
     step: int
     forget_accuracy: float
@@ -134,6 +175,7 @@ class CurvePoint:
     mia_auc: float | None = None
     objective: float | None = None
     interference: float = 0.0
+    earlier_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +222,8 @@ class Report:
         frozen: The layers that were not updated, with the reason.
         seconds: Wall-clock seconds by stage (``train``, ``collect``, ``unlearn``, ``retrain``).
         curve: The model after each pass over the forget set.
+        earlier: The requests that the same model fulfilled before.
+        stages: Where several requests were fulfilled one after the other: each of them. The rest of the report is about the last.
         histograms: Per-example loss by model and by set (``forget``, ``test``).
         examples: Some of the forgotten samples.
         class_names: Names of the labels, where the data has them.
@@ -201,6 +245,8 @@ class Report:
     frozen: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
+    earlier: tuple[EarlierRequest, ...] = ()
+    stages: tuple[Stage, ...] = ()
     histograms: Mapping[str, Mapping[str, Histogram]] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
     class_names: tuple[str, ...] = ()

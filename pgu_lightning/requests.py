@@ -123,7 +123,7 @@ class ForgetRequest:
 
         Args:
             dataset: The training dataset.
-            earlier: ``Split.entries()`` of requests that were fulfilled on this dataset.
+            earlier: ``Split.entries()`` of earlier requests on this dataset: these samples are not retained, and cannot be asked for again.
 
         Returns:
             The two views, which share the dataset.
@@ -141,18 +141,20 @@ class ForgetRequest:
                 f"{self} matches all {size} samples, so nothing would be retained. Pass everything=True if the dataset holds only what "
                 "shall be forgotten; to forget all training data, train a new model."
             )
-        forget, retain = (View(dataset, part.nonzero().flatten()) for part in (mask, ~mask))
+        gone = torch.zeros(size, dtype=torch.bool)
+        if not self.everything:
+            gone[positions_of(earlier, size)] = True
+        again = (mask & gone).nonzero().flatten().tolist()
+        if again:
+            raise ValueError(f"Already forgotten by an earlier request: the samples at positions {_some(again)}. Leave them out.")
+        if (mask | gone).all() and not self.everything:
+            raise ValueError(f"{self} matches all samples that earlier requests left: nothing would be retained. Train a new model.")
+        forget, retain = (View(dataset, part.nonzero().flatten()) for part in (mask, ~(mask | gone)))
         classes: tuple[int, ...] = ()
         if self.kind == "class":
             classes = tuple(sorted(self.classes)) if self.classes is not None else tuple(labels(dataset).unique().tolist())
         names = forget.positions.tolist() if self.ids is None else self.ids
-        split = Split(forget, retain, cast(Kind, self.kind), classes, digest(sorted(map(str, names))))
-        if earlier:
-            known = set(earlier)
-            again = [position for position, entry in zip(forget.positions.tolist(), split.entries(), strict=True) if entry in known]
-            if again:
-                raise ValueError(f"Already forgotten by an earlier request: the samples at positions {_some(again)}. Leave them out.")
-        return split
+        return Split(forget, retain, cast(Kind, self.kind), classes, digest(sorted(map(str, names))))
 
     def _mask(self, dataset: Dataset[Any], size: int) -> Tensor:
         """True for what is forgotten, (size,)."""
@@ -191,7 +193,7 @@ class Split:
 
     Attributes:
         forget: What shall be forgotten.
-        retain: The rest; empty for ``everything=True``.
+        retain: The rest, without what earlier requests took; empty for ``everything=True``.
         kind: The kind of the request.
         classes: The labels that are gone entirely, ascending (class requests only).
         digest: SHA-256 of the sorted ids, as text; of the sorted positions for requests without ids.
@@ -207,9 +209,35 @@ class Split:
         """16 hexadecimal digits for each forget sample, in order: what to remember of a request so that a later one can be held against it.
 
         They are made from the dataset's length and the position: they hold no id, and say nothing once the dataset has another length.
+        A dataset of the forget set and nothing else has none: its positions say nothing of the training data.
         """
-        size = len(self.forget) + len(self.retain)
-        return tuple(digest([f"{size}:{position}"])[:16] for position in self.forget.positions.tolist())
+        size = size_of(self.forget.dataset)
+        if len(self.forget) == size:
+            return ()
+        return tuple(_entry(size, position) for position in self.forget.positions.tolist())
+
+
+def positions_of(entries: Collection[str], size: int) -> Tensor:
+    """Where the samples of earlier requests lie in a dataset of ``size`` samples.
+
+    Args:
+        entries: ``Split.entries()`` of the earlier requests.
+        size: Number of samples of the dataset; for another length than the requests' none is found.
+
+    Returns:
+        Ascending positions, int64.
+
+    Example:
+        >>> dataset = torch.utils.data.TensorDataset(torch.zeros(4, 1), torch.tensor([0, 1, 1, 0]))
+        >>> positions_of(ForgetRequest(classes=[1]).split(dataset).entries(), size=4)
+        tensor([1, 2])
+    """
+    known = set(entries)
+    return torch.tensor([position for position in range(size) if _entry(size, position) in known] if known else [], dtype=torch.int64)
+
+
+def _entry(size: int, position: int) -> str:
+    return digest([f"{size}:{position}"])[:16]
 
 
 def _attribute(dataset: Dataset[Any], name: str, way: str) -> Any:

@@ -24,6 +24,7 @@ class Epoch:
         objective: Mean forget loss over the pass's steps; None before the first.
         interference: Relative squared change of the response to the retained data.
         gone: The labels that a class request takes away.
+        earlier: Scores on what earlier requests took; None where there is nothing of it at hand.
     """
 
     step: int
@@ -33,6 +34,12 @@ class Epoch:
     objective: float | None = None
     interference: float = 0.0
     gone: tuple[int, ...] = ()
+    earlier: Scores | None = None
+
+    @property
+    def requested(self) -> Scores:
+        """The forget set with what earlier requests took."""
+        return self.forget if self.earlier is None else Scores.concatenate([self.forget, self.earlier])
 
     @property
     def kept(self) -> Scores | None:
@@ -91,24 +98,28 @@ class AccuracyGap:
         slack: How much better it may do.
         loss: The forget loss must have fallen below this too. None: accuracy alone decides, and of the epochs the one with the smallest
             gap is kept (the published rule).
+        all_requests: Count what earlier requests took to the forget set (as published).
     """
 
     slack: float = 0.0
     loss: float | None = None
+    all_requests: bool = False
 
     def __call__(self, history: Sequence[Epoch]) -> Decision | None:
         """Compare the last epoch's accuracies."""
         now = history[-1]
         if now.validation is None:
             raise ValueError("AccuracyGap compares the forget set with validation data: give the trainer a validation loader.")
-        if now.forget.accuracy > now.validation.accuracy + self.slack or (self.loss is not None and not _below(now, self.loss)):
+        forget = now.requested if self.all_requests else now.forget
+        if forget.accuracy > now.validation.accuracy + self.slack or (self.loss is not None and not _below(now, self.loss)):
             return None
-        reason = f"forget accuracy {now.forget.accuracy:.3f} is down to validation accuracy {now.validation.accuracy:.3f}"
+        reason = f"forget accuracy {forget.accuracy:.3f} is down to validation accuracy {now.validation.accuracy:.3f}"
         return Decision(reason, fulfilled=True, best=self.loss is None)
 
     def distance(self, epoch: Epoch) -> float:
         """The gap between the two accuracies."""
-        return abs(epoch.forget.accuracy - epoch.validation.accuracy) if epoch.validation else epoch.forget.accuracy
+        forget = (epoch.requested if self.all_requests else epoch.forget).accuracy
+        return abs(forget - epoch.validation.accuracy) if epoch.validation else forget
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class Unlearner:
         self._met: Decision | None = None  # the stop rule was met, and a further goal was set
         self._best: tuple[float, int, Mapping[str, Mapping[str, Tensor]]] | None = None
 
-    def start(self, forget: Scores, validation: Scores | None, num_classes: int) -> None:
+    def start(self, forget: Scores, validation: Scores | None, num_classes: int, earlier: Scores | None = None) -> None:
         """Take down where the original model stands.
 
         Raises:
@@ -181,7 +181,7 @@ class Unlearner:
         """
         self._objective.prepare(validation)
         self._objective.look(forget)
-        self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone)]
+        self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone, earlier=earlier)]
         self._stop(self.history)  # raises now if it lacks what it needs
         self._remember()
 
@@ -258,12 +258,13 @@ class Unlearner:
             after = distributed.mean(torch.stack([evaluate()[0] for evaluate, _ in pending]).mean())
         return parabola_minimum(float(before), float(after), slope, radius) if bool(after.isfinite()) else None
 
-    def end_epoch(self, forget: Scores, validation: Scores | None) -> Decision | None:
+    def end_epoch(self, forget: Scores, validation: Scores | None, earlier: Scores | None = None) -> Decision | None:
         """Take down where the model stands, and decide.
 
         Args:
             forget: Scores on the forget set.
             validation: Scores on validation data, or None.
+            earlier: Scores on what earlier requests took, or None.
 
         Returns:
             Why to stop, or None to go on.
@@ -280,6 +281,7 @@ class Unlearner:
                 objective=sum(losses) / len(losses) if losses else None,
                 interference=self.guard.total_interference,
                 gone=self._gone,
+                earlier=earlier,
             )
         )
         self._remember()
@@ -340,6 +342,7 @@ class Unlearner:
                 mia_auc=epoch.auc,
                 objective=epoch.objective,
                 interference=epoch.interference,
+                earlier_accuracy=epoch.earlier.accuracy if epoch.earlier else None,
             )
             for epoch in self.history
         )

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import accumulate
 from typing import Any
 
 import lightning as L
@@ -22,13 +23,13 @@ from pgu_lightning.mixin import question
 from pgu_lightning.passes import collect, gradient, score
 from pgu_lightning.preflight import advise, chosen, what_survives
 from pgu_lightning.projection import Projector, Spectrum, UpdateGuard
-from pgu_lightning.records import Interference, LayerRecord, MethodRecord, Outcome, Preflight, Report, RequestRecord
-from pgu_lightning.requests import Split
+from pgu_lightning.records import EarlierRequest, Interference, LayerRecord, MethodRecord, Outcome, Preflight, Report, RequestRecord
+from pgu_lightning.requests import Split, positions_of
 from pgu_lightning.statistics import Fulfilled, RetainSpace, fingerprint, named_layers, survey, weight_of
 from pgu_lightning.stopping import Decision, Epoch
 from pgu_lightning.takeover import Takeover
 from pgu_lightning.unlearner import Settings, Unlearner
-from pgu_lightning.views import View
+from pgu_lightning.views import View, labels, size_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class UnlearningFit:
         split: The training samples in two parts.
         settings: The algorithm.
         layers: Shell patterns of the layers to update; None: all that are protected.
+        fulfilled: The requests that the model fulfilled before.
 
     Attributes:
         space: The statistics of the retained data, once ``begin`` was called.
@@ -57,11 +59,15 @@ class UnlearningFit:
         split: Split,
         settings: Settings,
         layers: Sequence[str] | None,
+        fulfilled: Sequence[Fulfilled] = (),
     ) -> None:
         self._trainer, self._module, self._takeover = trainer, module, takeover
         self._split, self._settings, self._patterns = split, settings, layers
         self._train, self._validation = takeover.train_loader(), takeover.validation_loader()
         self._forget = over(split.forget, self._train)
+        self._fulfilled = fulfilled
+        self._earlier = self._find_earlier()
+        self._leave_out({label for request in fulfilled for label in request.classes})
         self._decision: Decision | None = None
         self._started = 0.0
         self._batch_size = 0
@@ -70,6 +76,18 @@ class UnlearningFit:
         self.space: RetainSpace
         self.preflight: Preflight | None = None
         self._unlearner: Unlearner
+
+    def _find_earlier(self) -> list[View]:
+        """What each earlier request took, where this dataset still has it."""
+        dataset = self._split.forget.dataset
+        return [View(dataset, positions_of(request.entries, size_of(dataset))) for request in self._fulfilled]
+
+    def _leave_out(self, gone: set[int]) -> None:
+        """Validation samples of a class that is gone say nothing of what should still work."""
+        if gone and self._validation is not None:
+            data = self._validation.dataset
+            kept = ~torch.isin(labels(data), torch.tensor(sorted(gone)))
+            self._validation = over(View(data, kept.nonzero().flatten()), self._validation)
 
     def enter(self, protected: Sequence[str], running: bool) -> None:
         """Replace loaders, step and optimizer.
@@ -139,7 +157,7 @@ class UnlearningFit:
             trainer.precision_plugin.forward_context,
         )
         scores, probabilities = score(module, self._forget, trainer=trainer)
-        self._unlearner.start(scores, self._score_validation(), probabilities.shape[1])
+        self._unlearner.start(scores, self._score_validation(), probabilities.shape[1], self._score_earlier())
         sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
         self._log({**_live(self._unlearner.history[0]), **sizes})
         if self._settings.preflight:
@@ -201,7 +219,7 @@ class UnlearningFit:
     def end_epoch(self) -> float:
         """Score, log, and end the fit if it is enough; returns the forget accuracy."""
         scores, _ = score(self._module, self._forget, trainer=self._trainer)
-        self._decision = self._unlearner.end_epoch(scores, self._score_validation())
+        self._decision = self._unlearner.end_epoch(scores, self._score_validation(), self._score_earlier())
         interference = {f"interference/{name}": value for name, value in self._unlearner.guard.interference().items()}
         self._log({**_live(self._unlearner.history[-1]), **interference})
         if self._trainer.strategy.reduce_boolean_decision(self._decision is not None):
@@ -214,7 +232,9 @@ class UnlearningFit:
             return self._report(Outcome(False, "only the preflight was asked for, nothing was changed", 0, 0), self._elapsed())
         outcome = self._unlearner.finish(self._decision)
         seconds = self._elapsed()
-        self.space = self.space.fulfil(Fulfilled(self._split.kind, self._split.digest, self._split.entries()), fingerprint(self._module))
+        split, interference = self._split, self._unlearner.guard.total_interference
+        fulfilled = Fulfilled(split.kind, split.digest, split.entries(), len(split.forget), split.classes, interference)
+        self.space = self.space.fulfil(fulfilled, fingerprint(self._module))
         return self._report(outcome, seconds)
 
     def _elapsed(self) -> float:
@@ -222,6 +242,13 @@ class UnlearningFit:
 
     def _score_validation(self) -> Scores | None:
         return None if self._validation is None else score(self._module, self._validation, trainer=self._trainer)[0]
+
+    def _score_earlier(self) -> Scores | None:
+        """Scores on what earlier requests took, one request after the other."""
+        if not sum(map(len, self._earlier)):
+            return None
+        taken = View(self._split.forget.dataset, torch.cat([view.positions for view in self._earlier]))
+        return score(self._module, over(taken, self._train), trainer=self._trainer)[0]
 
     def _log(self, values: Mapping[str, float]) -> None:
         for logger in self._trainer.loggers:
@@ -242,8 +269,21 @@ class UnlearningFit:
             frozen=self.space.frozen,
             seconds={"unlearn": seconds},
             curve=unlearner.curve,
+            earlier=self._earlier_requests(unlearner.history[0], unlearner.history[unlearner.kept]),
             environment=environment(self._module.device, self._trainer.world_size),
         )
+
+    def _earlier_requests(self, original: Epoch, unlearned: Epoch) -> tuple[EarlierRequest, ...]:
+        found = []
+        for request, view, start in zip(self._fulfilled, self._earlier, accumulate(map(len, self._earlier), initial=0), strict=False):
+            part = torch.arange(start, start + len(view))
+            models = {
+                name: {"forget_accuracy": epoch.earlier.select(part).accuracy}
+                for name, epoch in (("original", original), ("unlearned", unlearned))
+                if epoch.earlier is not None and len(view)
+            }
+            found.append(EarlierRequest(RequestRecord(request.kind, request.size, request.digest, request.classes), models))
+        return tuple(found)
 
 
 def over(
@@ -285,6 +325,8 @@ def _live(epoch: Epoch) -> dict[str, float]:
         values |= {"validation/accuracy": epoch.kept.accuracy, "validation/loss": epoch.kept.mean_loss}
     if epoch.auc is not None:
         values["forget/mia_auc"] = epoch.auc
+    if epoch.earlier is not None:
+        values["earlier/accuracy"] = epoch.earlier.accuracy
     return values
 
 

@@ -144,7 +144,8 @@ class ClosedForm:
         original = look((0.0, 0.0))
         best = attempt(max(map(attempt, self._grid), key=lambda candidate: candidate.rank).alphas)
         outcome = self._outcome(original, best)
-        space = space.fulfil(Fulfilled(split.kind, split.digest, split.entries()), fingerprint(module))
+        fulfilled = Fulfilled(split.kind, split.digest, split.entries(), len(split.forget), split.classes, _interference(layers).total)
+        space = space.fulfil(fulfilled, fingerprint(module))
         if outcome.fulfilled and distributed.rank() == 0:
             space.save(job.retain_space)
         settings = {"retain_alpha": best.alphas[0], "forget_alpha": best.alphas[1], "tried": self._grid}

@@ -24,11 +24,23 @@ FORMAT = "pgu-lightning retain space 1"
 
 @dataclass(frozen=True)
 class Fulfilled:
-    """An earlier request that this space no longer contains: digests only, so that an overlap with a later one can be refused."""
+    """An earlier request that this space no longer contains: digests only, so that an overlap with a later one can be refused.
+
+    Attributes:
+        kind: Of the request.
+        digest: SHA-256 of its sorted ids.
+        entries: ``Split.entries()``, 16 hexadecimal digits a sample.
+        size: Number of samples.
+        classes: The labels that went entirely.
+        interference: Relative squared change of the protected layers' response to the retained data that the request cost.
+    """
 
     kind: str
     digest: str
     entries: tuple[str, ...]
+    size: int = 0
+    classes: tuple[int, ...] = ()
+    interference: float = 0.0
 
 
 @dataclass(frozen=True)
