@@ -144,7 +144,9 @@ class UnlearningFit:
         self.space = space
         layers = self._layers(list(space.protected))
         spectra = {name: Spectrum.of(space.grams[str(space.protected[name].gram)]) for name in layers}
-        projectors = {name: Projector(spectrum, self._settings.rule, weight_of(layers[name])) for name, spectrum in spectra.items()}
+        projectors = {
+            name: Projector(spectrum, self._settings.rule_for(name), weight_of(layers[name])) for name, spectrum in spectra.items()
+        }
         self._unlearner = Unlearner(
             self._settings,
             split.kind,
@@ -259,7 +261,7 @@ class UnlearningFit:
         used = {name: getattr(settings, f"{name}_for")(split.kind) for name in ("objective", "stop", "anchor", "balanced")}
         values = {item.name: used.get(item.name, getattr(settings, item.name)) for item in dataclasses.fields(settings)}
         return Report(
-            request=RequestRecord(split.kind, len(split.forget), split.digest, split.classes),
+            request=request_record(split),
             method=MethodRecord("pgu", uses_retain_data=False, settings={name: repr(value) for name, value in values.items()}),
             models={"original": _metrics(unlearner.history[0]), "unlearned": _metrics(unlearner.history[unlearner.kept])},
             outcome=outcome,
@@ -301,6 +303,11 @@ def over(
         multiprocessing_context=like.multiprocessing_context,
         persistent_workers=like.num_workers > 0,
     )
+
+
+def request_record(split: Split) -> RequestRecord:
+    """What a split's request was, without naming anyone."""
+    return RequestRecord(split.kind, len(split.forget), split.digest, split.classes)
 
 
 def environment(device: torch.device, processes: int) -> dict[str, str]:

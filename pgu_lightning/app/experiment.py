@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from pgu_lightning import distributed
 from pgu_lightning.app.cache import Cache
@@ -30,11 +32,12 @@ from pgu_lightning.files import atomic_write, digest
 from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
-from pgu_lightning.records import MethodRecord, Report, RequestRecord, average_gap
-from pgu_lightning.report import define_metrics, log_report, print_report, write_html
+from pgu_lightning.records import EarlierRequest, MethodRecord, Report, Stage, average_gap
+from pgu_lightning.report import define_metrics, log_report, print_report, print_stages, write_html
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace
-from pgu_lightning.unlearning_fit import environment, over
+from pgu_lightning.unlearning_fit import environment, over, request_record
+from pgu_lightning.views import View
 
 Scored = Mapping[str, tuple[Scores, Tensor]]
 
@@ -49,7 +52,8 @@ class Task:
         request: What shall be forgotten.
         split: The training data in two parts.
         loggers: Lightning loggers, for the stage that forgets.
-        output: Folder of the run.
+        output: Folder of the run, or of this request where there are several.
+        earlier: What the requests before this one took.
     """
 
     config: DictConfig
@@ -58,6 +62,7 @@ class Task:
     split: Split
     loggers: tuple[Logger, ...]
     output: Path
+    earlier: tuple[Split, ...] = ()
 
     def untrained(self) -> Classifier:
         """A model of the recipe, before training."""
@@ -97,7 +102,7 @@ class Task:
 
 
 def run(config: DictConfig, output: Path) -> Report:
-    """The whole experiment.
+    """The whole experiment. Several requests are fulfilled one after the other, each on the model that the one before left.
 
     Args:
         config: As composed by Hydra.
@@ -106,8 +111,18 @@ def run(config: DictConfig, output: Path) -> Report:
     Returns:
         What ``report.json`` holds.
     """
-    task, cache = prepare(config, output), Cache(Path(config.cache))
-    seconds = train_original(task, cache)
+    tasks, cache = prepare(config, output), Cache(Path(config.cache))
+    seconds = train_original(tasks[0], cache)
+    reports = [fulfil(tasks[0], cache, seconds)]
+    for before, task in pairwise(tasks):
+        hand_over(before.output, task.output)
+        reports.append(fulfil(task, cache, seconds))
+    return conclude(output, reports) if len(tasks) > 1 else reports[0]
+
+
+def fulfil(task: Task, cache: Cache, seconds: Mapping[str, float]) -> Report:
+    """Forget what one request asks for, compare with a model that was retrained without it, and publish the report."""
+    config, seconds = task.config, dict(seconds)
     report = forget(task)
     models = {"original": task.load(task.output / "original.ckpt")}
     compares = config.preflight != "only"
@@ -121,8 +136,8 @@ def run(config: DictConfig, output: Path) -> Report:
     return publish(task, scored, report.replace(seconds={**seconds, **report.seconds}))
 
 
-def prepare(config: DictConfig, output: Path) -> Task:
-    """Load the data and split it; whatever is wrong with the request is refused here, before any work."""
+def prepare(config: DictConfig, output: Path) -> list[Task]:
+    """Load the data and split it, for each request; whatever is wrong with one of them is refused here, before any work."""
     if config.preflight not in (True, False, "only"):
         raise ValueError(f"preflight must be true, false or only, got {config.preflight!r}")
     if config.preflight == "only" and OmegaConf.select(config, "method.settings.preflight") is None:
@@ -131,10 +146,52 @@ def prepare(config: DictConfig, output: Path) -> Task:
     data: ImageData = instantiate(config.data)
     data.setup()
     made = instantiate(config.forget)
-    request: ForgetRequest = made if isinstance(made, ForgetRequest) else made(data)
-    split = request.split(data.train)
+    made = made if isinstance(made, ForgetRequest) else made(data)
+    requests: list[ForgetRequest] = [made] if isinstance(made, ForgetRequest) else list(made)
+    splits: list[Split] = []
+    for request in requests:
+        splits.append(request.split(data.train, [entry for split in splits for entry in split.entries()]))
     atomic_write(output / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
-    return Task(config, data, request, split, tuple(instantiate(config.logger).values()), output)
+    tasks = []
+    for number, request in enumerate(requests):
+        folder = output / f"request-{number + 1}" if len(requests) > 1 else output
+        own = OmegaConf.create({**config, "output_dir": str(folder)})
+        loggers = tuple(instantiate(own.logger).values())
+        tasks.append(Task(own, data, request, splits[number], loggers, folder, tuple(splits[:number])))
+    return tasks
+
+
+def hand_over(before: Path, after: Path) -> None:
+    """The next request begins with what the one before left."""
+    for left, found in (("unlearned.ckpt", "original.ckpt"), ("retain.safetensors", "retain.safetensors")):
+        atomic_write(after / found, partial(shutil.copyfile, before / left))
+
+
+def conclude(output: Path, reports: Sequence[Report]) -> Report:
+    """The report of all requests together, beside the files that the last one left."""
+    stages = tuple(
+        Stage(
+            request=report.request,
+            models=report.models,
+            earlier=report.earlier,
+            outcome=report.outcome,
+            average_gap=report.average_gap,
+            interference=report.interference.total,
+            free={name: layer.free for name, layer in report.layers.items()},
+            seconds=report.seconds.get("unlearn"),
+        )
+        for report in reports
+    )
+    report = reports[-1].replace(stages=stages)
+    if distributed.rank() == 0:
+        folders = [output / f"request-{number + 1}" for number in (0, len(reports) - 1)]
+        for folder, name in zip((*folders, folders[-1]), ("original.ckpt", "unlearned.ckpt", "retain.safetensors"), strict=True):
+            atomic_write(output / name, partial(shutil.copyfile, folder / name))
+        report.save(output / "report.json")
+        write_html(report, output / "report.html")
+        print_stages(report)
+        print(f"{output / 'report.html'}")
+    return report
 
 
 def train_original(task: Task, cache: Cache) -> dict[str, float]:
@@ -188,9 +245,10 @@ def forget(task: Task) -> Report:
         state = {"state_dict": module.state_dict(), "pytorch-lightning_version": L.__version__}
         atomic_write(task.output / "unlearned.ckpt", lambda path: torch.save(state, path))
     if report is None:
-        request = RequestRecord(task.split.kind, len(task.split.forget), task.split.digest, task.split.classes)
         record = MethodRecord(method.name, method.uses_retain_data)
-        report = Report(request, record, {}, seconds=seconds, environment=environment(module.device, distributed.world()))
+        report = Report(
+            request_record(task.split), record, {}, seconds=seconds, environment=environment(module.device, distributed.world())
+        )
     return report
 
 
@@ -212,10 +270,16 @@ def train_reference(task: Task, cache: Cache, seed: int) -> tuple[Classifier, fl
 
 
 def evaluate(task: Task, name: str, model: Classifier) -> Scored:
-    """Scores and probabilities of one model on the forget set, the retained data and the test data."""
+    """Scores and probabilities of one model on the forget set, the retained data, the test data and what earlier requests took.
+
+    Test data of a class that an earlier request took is left out.
+    """
     model.to(task.trainer(logger=False).strategy.root_device)
     like = task.data.test_dataloader()
-    sets = {"forget": task.split.forget, "retain": task.split.retain, "test": task.data.test}
+    gone = torch.tensor([label for split in task.earlier for label in split.classes], dtype=torch.int64)
+    test = View(task.data.test, (~torch.isin(task.data.test.targets, gone)).nonzero().flatten())
+    sets: dict[str, Dataset[Any]] = {"forget": task.split.forget, "retain": task.split.retain, "test": test}
+    sets |= {f"request {number + 1}": split.forget for number, split in enumerate(task.earlier)}
     return {part: score(model, over(dataset, like), description=f"Scoring {name}: {part}") for part, dataset in sets.items()}
 
 
@@ -230,6 +294,10 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
     metrics = {name: model_metrics(parts["forget"], parts["retain"], parts["test"], task.split.classes) for name, parts in scores.items()}
     again = metrics.pop("retrained again", None)
     shown = [name for name in scores if name in metrics]
+    earlier = tuple(
+        EarlierRequest(request_record(split), {name: {"forget_accuracy": scores[name][f"request {number + 1}"].accuracy} for name in shown})
+        for number, split in enumerate(task.earlier)
+    )
     report = report.replace(
         models=metrics,
         average_gap=average_gap(metrics["unlearned"], metrics["retrained"]) if "retrained" in metrics else None,
@@ -239,6 +307,7 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
         ),
         examples=gallery(task.split, {name: scored[name]["forget"][1] for name in shown}, task.config.examples),
         class_names=task.data.class_names,
+        earlier=earlier,
         config=task.public_config(),
         seed=task.config.seed,
     )

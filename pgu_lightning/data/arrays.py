@@ -113,6 +113,7 @@ class Common(TypedDict, total=False):
     seed: int
     num_workers: int
     poison: int
+    swap: int
     split_seed: int
 
 
@@ -126,6 +127,8 @@ class ImageData(L.LightningDataModule, ABC):
         seed: Chooses which labels are poisoned, and with what; nothing else depends on it.
         num_workers: Processes of each loader.
         poison: Number of training labels to replace by a wrong class.
+        swap: Number of training labels of each class to exchange with the class it is paired with: 0 with 1, 2 with 3 and so on; of an odd
+            number of classes the last stays as it is.
         split_seed: Chooses the splits, so that runs with different ``seed`` see the same ones.
 
     Attributes:
@@ -133,11 +136,11 @@ class ImageData(L.LightningDataModule, ABC):
         train: Training data (after ``setup``).
         validation: Validation data, never trained on (after ``setup``).
         test: Test data (after ``setup``).
-        poisoned: Ascending indices of the poisoned training samples, (poison,), int64 (after ``setup``).
-        clean_targets: Their true labels, (poison,), int64 (after ``setup``).
+        poisoned: Ascending indices of the poisoned training samples, (P,), int64 (after ``setup``).
+        clean_targets: Their true labels, (P,), int64 (after ``setup``).
 
     Raises:
-        ValueError: If ``poison`` is negative.
+        ValueError: If ``poison`` or ``swap`` is negative, or both are given.
     """
 
     train: LabelledImages
@@ -154,11 +157,16 @@ class ImageData(L.LightningDataModule, ABC):
         seed: int = 0,
         num_workers: int = 0,
         poison: int = 0,
+        swap: int = 0,
         split_seed: int = 0,
     ) -> None:
         super().__init__()
         if poison < 0:
             raise ValueError(f"data.poison is a number of training labels, 0 for none; got {poison}")
+        if swap < 0 or (swap and poison):
+            raise ValueError(
+                f"data.swap is a number of labels of each class, 0 for none, and goes without data.poison; got {swap} and {poison}"
+            )
         channels, height, width = shape
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
@@ -167,6 +175,7 @@ class ImageData(L.LightningDataModule, ABC):
         self.seed = seed
         self.num_workers = num_workers
         self.poison = poison
+        self.swap = swap
         self.split_seed = split_seed
 
     @abstractmethod
@@ -188,12 +197,24 @@ class ImageData(L.LightningDataModule, ABC):
         if self.poison > len(train):
             raise ValueError(f"data.poison={self.poison}, but there are {len(train)} training samples: lower it, or raise data.train_size")
         generator = torch.Generator().manual_seed(self.seed)
-        self.poisoned = torch.randperm(len(train), generator=generator)[: self.poison].sort().values
+        order = torch.randperm(len(train), generator=generator)
+        self.poisoned = (self._of_each_class(order, train.targets) if self.swap else order[: self.poison]).sort().values
         self.clean_targets = train.targets[self.poisoned]
-        if self.poison:
+        if self.swap:
+            wrong = self.clean_targets ^ 1
+        else:
             steps = torch.randint(1, self.num_classes, (self.poison,), generator=generator)
-            train.targets = train.targets.index_copy(0, self.poisoned, (self.clean_targets + steps) % self.num_classes)
+            wrong = (self.clean_targets + steps) % self.num_classes
+        train.targets = train.targets.index_copy(0, self.poisoned, wrong)
         self.train, self.validation, self.test = train, validation, test
+
+    def _of_each_class(self, order: Tensor, targets: Tensor) -> Tensor:
+        paired = range(self.num_classes // 2 * 2)
+        chosen = [order[targets[order] == label][: self.swap] for label in paired]
+        short = [label for label, part in zip(paired, chosen, strict=True) if len(part) < self.swap]
+        if short:
+            raise ValueError(f"data.swap={self.swap}, but class {short[0]} has fewer training samples: lower it, or raise data.train_size")
+        return torch.cat(chosen)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """The training data, shuffled anew in each epoch."""

@@ -16,10 +16,10 @@ from pgu_lightning.evaluation import Scores
 from pgu_lightning.methods.base import Job
 from pgu_lightning.passes import collect, score
 from pgu_lightning.projection import Spectrum
-from pgu_lightning.records import Interference, LayerRecord, MethodRecord, Outcome, Report, RequestRecord
+from pgu_lightning.records import Interference, LayerRecord, MethodRecord, Outcome, Report
 from pgu_lightning.statistics import Fulfilled, Gram, RetainSpace, fingerprint, named_layers
 from pgu_lightning.statistics.layers import as_matrix
-from pgu_lightning.unlearning_fit import environment, over
+from pgu_lightning.unlearning_fit import environment, over, request_record
 
 
 def importance(values: Tensor, alpha: float) -> Tensor:
@@ -150,7 +150,7 @@ class ClosedForm:
             space.save(job.retain_space)
         settings = {"retain_alpha": best.alphas[0], "forget_alpha": best.alphas[1], "tried": self._grid}
         report = Report(
-            request=RequestRecord(split.kind, len(split.forget), split.digest, split.classes),
+            request=request_record(split),
             method=MethodRecord(self.name, self.uses_retain_data, settings),
             models={"original": _metrics(original), "unlearned": _metrics(best)},
             outcome=outcome,

@@ -34,6 +34,9 @@ class PGU:
         trainer = job.trainer(max_epochs=self._epochs, callbacks=[callback], logger=list(job.loggers))
         trainer.fit(job.module, datamodule=job.data)
         assert callback.report is not None
+        assert callback.space is not None
+        if trainer.is_global_zero:
+            callback.space.save(job.retain_space)  # what belongs to the model as it is now, fulfilled or not
         settings = {**callback.report.method.settings, "epochs": self._epochs}
         method = MethodRecord(self.name, self.uses_retain_data, settings)
         return job.module, dataclasses.replace(callback.report, method=method)

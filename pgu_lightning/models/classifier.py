@@ -22,13 +22,21 @@ class Classifier(L.LightningModule):
         network: Maps (N, C, H, W) to logits, (N, classes).
         optimizer: Called with the parameters; ``functools.partial(torch.optim.AdamW, lr=1e-3)``, say.
         epochs: Number of epochs of the recipe, for ``Trainer(max_epochs=...)``.
+        augment: Applied to the images of a training step, and nowhere else: statistics and scores are of the images as they are.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], epochs: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        epochs: int,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.epochs = epochs
         self._optimizer = optimizer
+        self._augment = augment
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (N, classes), of images, (N, C, H, W)."""
@@ -37,7 +45,7 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross entropy of the batch."""
         images, labels = batch
-        loss = cross_entropy(self(images), labels)
+        loss = cross_entropy(self(images if self._augment is None else self._augment(images)), labels)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss
 

@@ -32,22 +32,26 @@ class ResNet18(nn.Module):
     Args:
         shape: (C, H, W) of one image.
         num_classes: Number of logits.
+        widths: Channels of the four stages.
         small_stem: Begin with a 3 x 3 convolution of stride 1 and no pooling, for images of 32 to 64 pixels, instead of 7 x 7 with stride 2
             and pooling; only ``conv1`` differs then.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int, small_stem: bool = False) -> None:
+    def __init__(
+        self, shape: Sequence[int], num_classes: int, widths: Sequence[int] = (64, 128, 256, 512), small_stem: bool = False
+    ) -> None:
         super().__init__()
         kernel, stride = (3, 1) if small_stem else (7, 2)
-        self.conv1 = nn.Conv2d(shape[0], 64, kernel, stride=stride, padding=kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        first, second, third, fourth = widths
+        self.conv1 = nn.Conv2d(shape[0], first, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
-        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
-        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
-        self.fc = nn.Linear(512, num_classes)
+        self.layer1 = nn.Sequential(BasicBlock(first, first, 1), BasicBlock(first, first, 1))
+        self.layer2 = nn.Sequential(BasicBlock(first, second, 2), BasicBlock(second, second, 1))
+        self.layer3 = nn.Sequential(BasicBlock(second, third, 2), BasicBlock(third, third, 1))
+        self.layer4 = nn.Sequential(BasicBlock(third, fourth, 2), BasicBlock(fourth, fourth, 1))
+        self.fc = nn.Linear(fourth, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

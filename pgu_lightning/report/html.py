@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pgu_lightning.files import atomic_write
 from pgu_lightning.records import Report
 from pgu_lightning.report import plots
+from pgu_lightning.report.stages import HEADINGS, stage_rows, stages_figure
 from pgu_lightning.report.table import KINDS, METRIC_MEANINGS, class_name, headline, in_order, number, rows
 
 _TEMPLATES = Environment(
@@ -26,13 +27,15 @@ def render_html(report: Report) -> str:
     """The report as one HTML page: style, figures and pictures inside, no script, no request to anywhere."""
     figures = {
         figure.__name__: figure(report)
-        for figure in (plots.accuracy_curve, plots.loss_histograms, plots.interference_bars, plots.rank_bars)
+        for figure in (stages_figure, plots.accuracy_curve, plots.loss_histograms, plots.interference_bars, plots.rank_bars)
     }
     return _TEMPLATES.get_template("report.html.jinja").render(
         report=report,
         headline=headline(report),
         kind=KINDS.get(report.request.kind, report.request.kind),
         rows=rows(report),
+        stage_headings=HEADINGS,
+        stage_rows=stage_rows(report),
         models=in_order(report.models),
         meanings=METRIC_MEANINGS,
         label_name=lambda label: class_name(report, label),

@@ -27,7 +27,7 @@ def accuracy_curve(report: Report) -> Figure | None:
     points = report.curve
     if not points:
         return None
-    figure, (top, bottom) = _figure(5.2, 2)
+    figure, (top, bottom) = new_figure(5.2, 2)
     for ax, quantity in ((top, "accuracy"), (bottom, "loss")):
         for part, colour, marker in (("forget", FORGET, "o"), ("validation", OTHER, "s")):
             values = [(point.step, getattr(point, f"{part}_{quantity}")) for point in points]
@@ -40,7 +40,7 @@ def accuracy_curve(report: Report) -> Figure | None:
     top.set(ylabel="accuracy", ylim=(-0.03, 1.03))
     bottom.set(ylabel="loss", xlabel="unlearning steps")
     _logarithmic(bottom, "y", [value for point in points for value in (point.forget_loss, point.validation_loss) if value is not None])
-    _legend(top)
+    legend(top)
     return figure
 
 
@@ -49,7 +49,7 @@ def loss_histograms(report: Report) -> Figure | None:
     panels = in_order(model for model, sets in report.histograms.items() if sets)
     if not panels:
         return None
-    figure, axes = _figure(0.7 + 1.5 * len(panels), len(panels), sharey=True)
+    figure, axes = new_figure(0.7 + 1.5 * len(panels), len(panels), sharey=True)
     for ax, model in zip(axes, panels, strict=True):
         for name, histogram in report.histograms[model].items():
             _stairs(ax, name, histogram)
@@ -57,7 +57,7 @@ def loss_histograms(report: Report) -> Figure | None:
         ax.set_title(model, loc="left", fontsize=10, color=INK, parse_math=False)
     axes[-1].set_xlabel("loss of a sample")
     _logarithmic(axes[-1], "x", [edge for sets in report.histograms.values() for histogram in sets.values() for edge in histogram.edges])
-    _legend(axes[0])
+    legend(axes[0])
     return figure
 
 
@@ -89,7 +89,7 @@ def rank_bars(report: Report) -> Figure | None:
     drawn = ax.barh(range(len(layers)), free, left=protected, height=0.6, color=FORGET, label="free")
     ax.bar_label(drawn, [f"{layer.rank:,} + {layer.free:,}" for layer in layers.values()], padding=3, color=INK, fontsize=9)
     ax.set(xlabel="share of the directions", xlim=(0, 1.2), xticks=(0, 0.25, 0.5, 0.75, 1))
-    _legend(ax)
+    legend(ax)
     return figure
 
 
@@ -118,7 +118,8 @@ def _with_prefix(key: str, value: str, prefix: str) -> str:
     return value.replace("#", f"#{prefix}-", 1) if value.startswith(("#", "url(#")) else value
 
 
-def _figure(height: float, rows: int, sharey: bool = False) -> tuple[Figure, Sequence[Axes]]:
+def new_figure(height: float, rows: int, sharey: bool = False) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of ``rows`` panels over one axis, ``height`` inches high."""
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(rows, squeeze=False, sharex=True, sharey=sharey)[:, 0].tolist()
     for ax in axes:
@@ -134,7 +135,7 @@ def _figure(height: float, rows: int, sharey: bool = False) -> tuple[Figure, Seq
 
 def _bars(names: Collection[str]) -> tuple[Figure, Axes]:
     """A row a layer, the first on top."""
-    figure, (ax,) = _figure(0.9 + 0.28 * len(names), 1)
+    figure, (ax,) = new_figure(0.9 + 0.28 * len(names), 1)
     ax.set_yticks(range(len(names)), list(names), parse_math=False)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
@@ -159,7 +160,8 @@ def _logarithmic(ax: Axes, which: str, values: Collection[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(ax: Axes) -> None:
-    legend = ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9)
-    for text in legend.get_texts():
+def legend(ax: Axes) -> None:
+    """A legend above the lower right corner, names as they are."""
+    found = ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9)
+    for text in found.get_texts():
         text.set_parse_math(False)
