@@ -56,7 +56,8 @@ class Settings:
     """What belongs to the algorithm. The defaults need no tuning: objective and stop rule follow the kind of the request.
 
     Attributes:
-        rule: Which directions pass; one for all layers, or by shell patterns of their names, of which the first that fits counts.
+        rule: Which directions pass.
+        layer_rules: Another rule for the layers whose names fit a shell pattern; the first that fits counts.
         objective: The forget loss, one for all requests or one a kind.
         stop: The stop rule, likewise.
         anchor: Weight of KL(original || present) on validation inputs, one for all requests or one a kind; none without validation data.
@@ -73,7 +74,8 @@ class Settings:
             nothing changed.
     """
 
-    rule: Rule | Mapping[str, Rule] = field(default_factory=Soft)
+    rule: Rule = field(default_factory=Soft)
+    layer_rules: Mapping[str, Rule] = field(default_factory=dict)
     objective: Objective | Mapping[Kind, Objective] = field(default_factory=_default_objectives)
     stop: StopRule | Mapping[Kind, StopRule] = field(default_factory=_default_stops)
     anchor: float | Mapping[Kind, float] = field(default_factory=_default_anchors)
@@ -93,16 +95,12 @@ class Settings:
             raise ValueError(f"anchor must not be negative, got {self.anchor}")
         if self.trust_radius is not None and not self.trust_radius > 0:
             raise ValueError(f"trust_radius must be above 0 or None, got {self.trust_radius}")
-        if isinstance(self.rule, Mapping) and "*" not in self.rule:
-            raise ValueError(f'rule by layer names needs a last pattern "*" for all other layers, got {", ".join(self.rule)}')
         if self.preflight not in (True, False, "only"):
             raise ValueError(f'preflight must be True, False or "only", got {self.preflight!r}')
 
     def rule_for(self, layer: str) -> Rule:
         """The rule for the layer of this name."""
-        if not isinstance(self.rule, Mapping):
-            return self.rule
-        return next(rule for pattern, rule in self.rule.items() if fnmatchcase(layer, pattern))
+        return next((rule for pattern, rule in self.layer_rules.items() if fnmatchcase(layer, pattern)), self.rule)
 
     def balanced_for(self, kind: Kind) -> bool:
         """Whether layers are weighed against each other for this kind of request."""

@@ -27,13 +27,13 @@ from pgu_lightning.app.gallery import gallery
 from pgu_lightning.app.show import ShowPreflight
 from pgu_lightning.callback import PGUCallback, retain_path
 from pgu_lightning.data import ImageData
-from pgu_lightning.evaluation import Scores, loss_histograms, model_metrics
+from pgu_lightning.evaluation import Scores, TrainedAttack, loss_histograms, model_metrics
 from pgu_lightning.files import atomic_write, digest
 from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
 from pgu_lightning.records import EarlierRequest, MethodRecord, Report, Stage, average_gap
-from pgu_lightning.report import define_metrics, log_report, print_report, print_stages, write_html
+from pgu_lightning.report import MODELS, define_metrics, log_report, print_report, print_stages, write_html
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace
 from pgu_lightning.unlearning_fit import environment, over, request_record
@@ -129,10 +129,12 @@ def fulfil(task: Task, cache: Cache, seconds: Mapping[str, float]) -> Report:
     if compares:
         models["unlearned"] = task.load(task.output / "unlearned.ckpt")
     if compares and config.reference:
-        models["retrained"], seconds["retrain"] = train_reference(task, cache, config.seed + 10_000)
+        models["retrained"], seconds["retrain"] = train_model(task, cache, config.seed + 10_000, task.split.retain)
     if compares and config.floor:
-        models["retrained again"], _ = train_reference(task, cache, config.seed + 20_000)
+        models["retrained again"], _ = train_model(task, cache, config.seed + 20_000, task.split.retain)
     scored = {name: evaluate(task, name, model) for name, model in models.items()}
+    if compares and config.attack_models:
+        report = report.replace(trained_attack=attack(task, cache, scored))
     return publish(task, scored, report.replace(seconds={**seconds, **report.seconds}))
 
 
@@ -252,21 +254,37 @@ def forget(task: Task) -> Report:
     return report
 
 
-def train_reference(task: Task, cache: Cache, seed: int) -> tuple[Classifier, float]:
-    """A model of the same recipe that never saw the forget set, trained once, and the seconds that took."""
+def train_model(task: Task, cache: Cache, seed: int, samples: View) -> tuple[Classifier, float]:
+    """A model of the recipe trained on these samples of the training data and no others, once, and the seconds that took."""
 
     def make(folder: Path) -> dict[str, float]:
         L.seed_everything(seed, verbose=False)
         module = task.untrained()
         trainer = task.trainer(max_epochs=module.epochs, logger=False)
         started = time.perf_counter()
-        train(module, task.split.retain, task.data, trainer)
+        train(module, samples, task.data, trainer)
         seconds = time.perf_counter() - started
         trainer.save_checkpoint(folder / "model.ckpt")
         return {"retrain": seconds}
 
-    folder, seconds = cache.folder("reference", task.key(seed, task.split.retain.positions), make)
+    folder, seconds = cache.folder("reference", task.key(seed, samples.positions), make)
     return task.load(folder / "model.ckpt"), seconds["retrain"]
+
+
+def attack(task: Task, cache: Cache, scored: Mapping[str, Scored]) -> dict[str, float]:
+    """Train a membership attack on other original and retrained models, and let it judge those of this run."""
+    everything, like = View(task.data.train, torch.arange(len(task.data.train))), task.data.test_dataloader()
+
+    def answers(samples: View, seed: int) -> Tensor:
+        model, _ = train_model(task, cache, seed, samples)
+        return score(model, over(task.split.forget, like), description="Scoring for the attack")[1]
+
+    seeds = [task.config.seed + 30_000 + number for number in range(task.config.attack_models)]
+    label = next(iter(scored.values()))["forget"][0].label
+    trained = TrainedAttack.fit(
+        [answers(everything, seed) for seed in seeds], [answers(task.split.retain, seed + 10_000) for seed in seeds], label
+    )
+    return {name: trained.called_members(parts["forget"][1], label) for name, parts in scored.items() if name in MODELS}
 
 
 def evaluate(task: Task, name: str, model: Classifier) -> Scored:

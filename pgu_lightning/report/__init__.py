@@ -2,7 +2,7 @@
 
 from pgu_lightning.report.html import write_html
 from pgu_lightning.report.stages import print_stages
-from pgu_lightning.report.table import print_preflight, print_report
+from pgu_lightning.report.table import MODELS, print_preflight, print_report
 from pgu_lightning.report.wandb import define_metrics, log_report
 
-__all__ = ["define_metrics", "log_report", "print_preflight", "print_report", "print_stages", "write_html"]
+__all__ = ["MODELS", "define_metrics", "log_report", "print_preflight", "print_report", "print_stages", "write_html"]

@@ -18,6 +18,7 @@ METRIC_NAMES = {
     "forget_test_accuracy": "accuracy on test data of the forgotten class",
     "validation_accuracy": "accuracy on validation data",
     "mia_auc": "membership AUC",
+    "trained_attack": "called members by a trained attack",
 }
 METRIC_MEANINGS = {
     "forget_accuracy": "Share of the samples to forget that get the label they had in training.",
@@ -26,6 +27,7 @@ METRIC_MEANINGS = {
     "forget_test_accuracy": "Share of the test samples of the forgotten classes that still get their label.",
     "validation_accuracy": "Share of the validation samples that should still work and get the right label.",
     "mia_auc": "How well the loss tells the samples to forget from samples that the model never saw: 0.5 is not at all, 1 is perfectly.",
+    "trained_attack": "Share of the samples to forget that trees, trained on the answers of other models, take for training data.",
 }
 MODELS = ("original", "unlearned", "retrained")
 KINDS = {"class": "whole classes", "samples": "single samples", "poison": "samples with wrong labels"}
@@ -59,13 +61,17 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 
 def rows(report: Report) -> list[Row]:
-    """One row a metric: those of ``METRIC_NAMES`` in that order, then any other."""
+    """One row a metric: those of ``METRIC_NAMES`` in that order, then any other; last what a trained attack says, where one was trained."""
     result = []
     for metric in _sorted((metric for metrics in report.models.values() for metric in metrics), tuple(METRIC_NAMES)):
         values = {model: report.models[model][metric] for model in in_order(report.models) if metric in report.models[model]}
-        gap = abs(values["unlearned"] - values["retrained"]) if {"unlearned", "retrained"} <= values.keys() else None
-        result.append(Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap))
-    return result
+        result.append(_row(metric, values))
+    return [*result, _row("trained_attack", report.trained_attack)] if report.trained_attack else result
+
+
+def _row(metric: str, values: Mapping[str, float]) -> Row:
+    gap = abs(values["unlearned"] - values["retrained"]) if {"unlearned", "retrained"} <= values.keys() else None
+    return Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap)
 
 
 def number(value: float | None) -> str:
