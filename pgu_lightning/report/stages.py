@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +13,7 @@ from pgu_lightning.records import Report, Stage
 from pgu_lightning.report.plots import FORGET, OTHER, REFERENCE, legend, new_figure
 from pgu_lightning.report.table import number
 
-HEADINGS = ("request", "before", "forget", "retain", "test", "AUC", "gap", "earlier", "free", "done")
+HEADINGS = ("#", "before", "forget", "retain", "test", "AUC", "gap", "earlier", "free", "done")
 _METRICS = ("forget_accuracy", "retain_accuracy", "test_accuracy", "mia_auc")
 
 
@@ -69,7 +70,7 @@ def print_stages(report: Report, console: Console | None = None) -> None:
         report: With stages.
         console: Where; None is the standard output.
     """
-    table = Table(title="Requests one after the other: unlearned (retrained)", title_justify="left")
+    table = Table(title="Requests one after the other: unlearned (retrained)", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in HEADINGS:
         table.add_column(heading, justify="right")
     for row in stage_rows(report):

@@ -16,6 +16,7 @@ CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml"))
 IDS = ["/".join(option) for option in OPTIONS]
 NEEDS_DATA = {"cifar10", "tiny_imagenet", "image_folder"}
+PAPER = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("[!_]*.yaml"))
 
 
 def composed(*overrides, tmp_path):
@@ -76,3 +77,20 @@ def test_poison_asks_the_data_for_as_many_wrong_labels(tmp_path):
     data.setup()
     request = instantiate(config.forget)(data)
     assert (request.kind, len(request.indices)) == ("poison", 7)
+
+
+@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("data", ["fashion_mnist", "textures", None])
+def test_experiments_of_the_paper(name, data, tmp_path):
+    """In their own size on their own data; in a small one, of the same method, where that is replaced."""
+    published = composed(f"experiment=paper/{name}", tmp_path=tmp_path)
+    config = composed(f"experiment=paper/{name}", *([f"data={data}"] if data else []), tmp_path=tmp_path)
+    assert config.method == published.method
+    assert published.data.root is None
+    if data is None:
+        return
+    small, large = (instantiate(one.model.network, shape=[3, 32, 32], num_classes=10) for one in (config, published))
+    assert type(small) is type(large)
+    count = [sum(parameter.numel() for parameter in network.parameters()) for network in (small, large)]
+    assert count[0] < count[1] / 10
+    assert config.data.train_size <= 4000 < published.data.train_size

@@ -223,3 +223,43 @@ def _is_plain(path: Path) -> bool:
     lr = composed(tmp_path=path.parent).model.optimizer.lr
     found = (key["seed"], key["model"]["epochs"], key["batch_size"], key["data"], key["model"]["optimizer"]["lr"])
     return found == (0, 4, 64, data.digest(), lr)
+
+
+def test_requests_one_after_the_other(folder):
+    report, output = report_of(folder, "sequence", "forget=classes", "forget.requests=2", "method.epochs=20")
+    first, second = (Report.load(output / f"request-{number}" / "report.json") for number in (1, 2))
+    assert Report.load(output / "report.json") == report
+    assert report.models == second.models
+    assert [stage.request.classes for stage in report.stages] == [(0,), (1,)]
+    assert [stage.models for stage in report.stages] == [first.models, second.models]
+    assert [stage.average_gap for stage in report.stages] == [first.average_gap, second.average_gap]
+    assert report.stages[1].free == {name: layer.free for name, layer in second.layers.items()}
+
+    data = Digits()
+    data.setup()
+    zero, rest = data.train.targets == 0, data.test.targets > 1
+    images, targets = data.train.images, data.train.targets
+    earlier = second.earlier[0].models
+    assert earlier.keys() == {"original", "unlearned", "retrained"}
+    assert earlier["unlearned"]["forget_accuracy"] == pytest.approx(accuracy(output / "unlearned.ckpt", images[zero], targets[zero]))
+    assert second.models["unlearned"]["test_accuracy"] == pytest.approx(
+        accuracy(output / "unlearned.ckpt", data.test.images[rest], data.test.targets[rest])
+    )
+    assert (output / "request-2" / "original.ckpt").read_bytes() == (output / "request-1" / "unlearned.ckpt").read_bytes()
+    assert (output / "original.ckpt").read_bytes() == (output / "request-1" / "original.ckpt").read_bytes()
+    # the second reference saw neither class
+    retrained = earlier["retrained"]["forget_accuracy"]
+    assert retrained == second.models["retrained"]["forget_accuracy"] == 0
+
+
+def test_a_sequence_is_refused_whole(folder):
+    with pytest.raises(ValueError, match="fewer than all together"):
+        report_of(folder, "too many", "forget=classes", "forget.requests=10")
+    assert not list((folder / "too many").glob("*.ckpt"))
+
+
+def test_an_attack_trained_on_other_models(folder):
+    report, _ = report_of(folder, "attack", "forget=first", "forget.size=4", "attack_models=2", "method.epochs=2")
+    assert report.trained_attack.keys() == {"original", "unlearned", "retrained"}
+    assert all(0 <= share <= 1 for share in report.trained_attack.values())
+    assert len(list((folder / "cache").glob("reference-*/key.json"))) >= 5  # two of each kind, and the reference
