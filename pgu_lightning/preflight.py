@@ -24,6 +24,9 @@ _ROUNDING = 1e-6  # of a gradient in protected directions alone a float32 projec
 # samples of other data clamp next to nothing where the retained data fills every direction: that is not noticed here.
 _CLAMPED = 0.02
 _VALIDATION = 100
+# Statistics of a model whose response has since moved by its own size describe another model.
+_DRIFT_TO_WARN, _DRIFT_TO_REFUSE = 0.25, 1.0
+_CLAMPED_TO_REFUSE = 0.25
 
 
 def chosen(size: int) -> Tensor:
@@ -100,7 +103,7 @@ def accuracy_error(validation: Scores) -> float:
     return math.sqrt(validation.accuracy * (1 - validation.accuracy) / len(validation))
 
 
-def advise(found: Preflight, kind: Kind, settings: Settings, start: Epoch) -> Preflight:
+def advise(found: Preflight, kind: Kind, settings: Settings, start: Epoch, drift: float = 0.0) -> Preflight:
     """Add what follows from the figures, and from the data that there is to judge by.
 
     Args:
@@ -108,6 +111,7 @@ def advise(found: Preflight, kind: Kind, settings: Settings, start: Epoch) -> Pr
         kind: Of the request.
         settings: The algorithm.
         start: The original model's scores.
+        drift: ``RetainSpace.drift``.
 
     Returns:
         The figures with the standard error, the warnings, and perhaps a refusal.
@@ -117,9 +121,10 @@ def advise(found: Preflight, kind: Kind, settings: Settings, start: Epoch) -> Pr
         samples=min(len(start.forget), SAMPLES),
         survives=found.survives,
         interference=found.interference,
+        drift=drift,
         accuracy_error=accuracy_error(start.validation) if kind == "samples" and start.validation is not None else None,
-        warnings=(*_about_the_gradient(found), *_about_the_statistics(found), *_about_the_data(kind, start)),
-        refusal=_refusal(found, settings),
+        warnings=(*_about_the_gradient(found), *_about_the_statistics(found, drift), *_about_the_data(kind, start)),
+        refusal=_refusal(found, settings) or _worn_out(found, drift),
     )
 
 
@@ -134,6 +139,18 @@ def _refusal(found: Preflight, settings: Settings) -> str | None:
     )
 
 
+def _worn_out(found: Preflight, drift: float) -> str | None:
+    """Statistics that earlier requests have used up."""
+    clamped = max((layer.clamped for layer in found.layers.values()), default=0.0)
+    if drift <= _DRIFT_TO_REFUSE and (not drift or clamped <= _CLAMPED_TO_REFUSE):
+        return None
+    return (
+        f"The statistics no longer describe this model: earlier requests may have moved its response to the retained data by {drift:.2f} "
+        f"of its size, and {clamped:.2f} of a layer's statistics is less than nothing. Collect again over the retained data at the present "
+        "weights, `collect(model, loader)`, and ask again; where the retained data is gone, this request needs another model."
+    )
+
+
 def _about_the_gradient(found: Preflight) -> Iterator[str]:
     if found.survives is None:
         yield (
@@ -142,7 +159,12 @@ def _about_the_gradient(found: Preflight) -> Iterator[str]:
         )
 
 
-def _about_the_statistics(found: Preflight) -> Iterator[str]:
+def _about_the_statistics(found: Preflight, drift: float) -> Iterator[str]:
+    if drift > _DRIFT_TO_WARN:
+        yield (
+            f"Earlier requests may have moved the response to the retained data by {drift:.2f} of its size since the statistics were "
+            "collected: collect again where the retained data is at hand."
+        )
     clamped = {name: layer.clamped for name, layer in found.layers.items() if layer.clamped > _CLAMPED}
     if clamped:
         names = ", ".join(f"{name} {share:.3f}" for name, share in clamped.items())

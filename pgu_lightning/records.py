@@ -146,6 +146,7 @@ class Preflight:
         samples: Number of forget samples that were looked at.
         survives: ||G P|| / ||G|| over all layers together.
         interference: Of the first step at its longest; None where the optimizer sets its length.
+        drift: How far earlier requests may have moved the response to the retained data, relative to its size; 0 for a first request.
         accuracy_error: Standard error of the accuracy that a samples request aims at, from the number of validation samples.
         warnings: What to know before it is believed.
         refusal: Why it cannot work, and what to do; None: it can.
@@ -155,6 +156,7 @@ class Preflight:
     samples: int
     survives: float | None = None
     interference: float | None = None
+    drift: float = 0.0
     accuracy_error: float | None = None
     warnings: tuple[str, ...] = ()
     refusal: str | None = None

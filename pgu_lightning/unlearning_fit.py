@@ -181,7 +181,7 @@ class UnlearningFit:
             self._trainer,
         )
         figures = what_survives(found, unlearner.guard, settings.trust_radius)
-        self.preflight = advise(figures, self._split.kind, settings, unlearner.history[0])
+        self.preflight = advise(figures, self._split.kind, settings, unlearner.history[0], self.space.drift)
         if distributed.rank() == 0:
             for warning in self.preflight.warnings:
                 _LOGGER.warning(warning)

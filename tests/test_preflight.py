@@ -150,6 +150,18 @@ def test_refuses_where_nothing_passes():
     assert "5 directions are free (9 inputs), and the forget set uses none" in found.refusal
 
 
+def test_statistics_that_earlier_requests_have_used_up():
+    def advice(drift, **changes):
+        return advise(figures(**changes), "samples", Settings(), start(scores(400, 300)), drift)
+
+    assert (advice(0.2).warnings, advice(0.2).refusal) == ((), None)
+    assert "by 0.30 of its size" in advice(0.3).warnings[0]
+    assert advice(0.3).refusal is None
+    assert "Collect again over the retained data at the present weights" in advice(1.2).refusal
+    assert "0.40 of a layer's statistics is less than nothing" in advice(0.1, clamped=0.4).refusal
+    assert advice(0.0, clamped=0.4).refusal is None  # a first request: warned of, as before
+
+
 def test_looks_at_few_samples_of_many_evenly():
     assert chosen(7).tolist() == list(range(7))
     many = chosen(4500)

@@ -159,6 +159,8 @@ def _expected(preflight: Preflight) -> list[str]:
     lines = [f"of the forget gradient of {preflight.samples:,} samples passes: {number(preflight.survives)}"]
     if preflight.interference is not None:
         lines.append(f"interference of the first step: at most {number(preflight.interference)}")
+    if preflight.drift:
+        lines.append(f"earlier requests may have moved the response by: {number(preflight.drift)}")
     if preflight.accuracy_error is not None:
         lines.append(f"standard error of the accuracy to aim at: {number(preflight.accuracy_error)}")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -115,6 +116,14 @@ class RetainSpace:
     def frozen(self) -> dict[str, str]:
         """Why the other layers are not updated, by name."""
         return {layer.name: layer.frozen_because or "" for layer in self.layers if layer.gram is None}
+
+    @property
+    def drift(self) -> float:
+        """How far the response to the retained data may have moved since this was collected, relative to its size.
+
+        The sum of the square roots of the fulfilled requests' interference: by the triangle inequality no less than the root of the whole.
+        """
+        return sum(math.sqrt(request.interference) for request in self.provenance.fulfilled)
 
     def without(self, forget: RetainSpace) -> RetainSpace:
         """Subtract the forget set: what remains is the Gram of the retained data.

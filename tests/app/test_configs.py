@@ -13,7 +13,8 @@ from pgu_lightning.methods import PGU, ClosedForm, Finetune, NegGradPlus, Retrai
 from pgu_lightning.requests import ForgetRequest
 
 CONF = Path(__file__).parents[2] / "conf"
-OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml"))
+FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/**/*.yaml"))
+OPTIONS = [(path.parts[0], "/".join(path.parts[1:])) for path in FILES if path.parts[0] != "reduced" and path.name[0] != "_"]
 IDS = ["/".join(option) for option in OPTIONS]
 NEEDS_DATA = {"cifar10", "tiny_imagenet", "image_folder"}
 PAPER = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("[!_]*.yaml"))
@@ -27,7 +28,7 @@ def composed(*overrides, tmp_path):
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=IDS)
 def test_every_option_composes_and_resolves(group, option, tmp_path):
     overrides = [f"{group}={option}"]
-    if option in NEEDS_DATA:
+    if option in NEEDS_DATA or option.startswith("paper/"):
         overrides.append(f"data.root={tmp_path}")
     if option == "file":
         overrides.append(f"forget.path={tmp_path / 'ids.txt'}")

@@ -323,3 +323,11 @@ def test_fulfil(model):
     assert done.fulfil(request, "more").provenance.successors == ("weights", "more")
     assert all(done.belongs_to(weights) for weights in ("weights", space.provenance.weights))
     assert not done.belongs_to("other")
+
+
+def test_drift_adds_up_over_requests(model):
+    space = part(model, *range(12))
+    for place, cost in enumerate((0.04, 0.0, 0.09)):
+        assert space.drift == pytest.approx([0.0, 0.2, 0.2][place])
+        space = space.fulfil(Fulfilled("samples", str(place), (), interference=cost), str(place))
+    assert space.drift == pytest.approx(0.5)
