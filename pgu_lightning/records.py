@@ -125,7 +125,7 @@ class PreflightLayer:
     Attributes:
         dim: Input dimension of a group.
         free: Directions of which more than half passes, over all groups.
-        survives: ||G P|| / ||G||, G the gradient of the forget loss; None where it has none.
+        survives: ||G P|| / ||G||, G the gradient of the forget loss, with what a scale adds; None where it has none.
         share: The layer's share of the first step's interference; None where nothing interferes.
         clamped: Share of its Gram's mass that was clamped.
     """

@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 from pgu_lightning import distributed
 from pgu_lightning.evaluation.scores import Scores
 from pgu_lightning.objectives import Calibrated, Margin, Objective, anchor
-from pgu_lightning.projection import Rule, Soft, UpdateGuard
+from pgu_lightning.projection import Hard, Rule, Scale, Soft, UpdateGuard
 from pgu_lightning.projection.guard import Update
 from pgu_lightning.records import CurvePoint, Outcome
 from pgu_lightning.requests import Kind
@@ -66,6 +66,8 @@ class Settings:
             length.
         balanced: Weigh the layers against each other so that the whole step forgets most for its interference, for all requests or by
             kind; only within a trust radius.
+        scale: Learn a scale inside the retained space (as published for poison), for all requests or by kind; only with ``Hard`` rules,
+            whose protected directions it moves in. None: nothing moves there.
         optimizer: Made of the protected weights.
         scheduler: Made of the optimizer; steps once an epoch.
         batch_size: Largest number of forget samples in a step, over all processes.
@@ -81,6 +83,7 @@ class Settings:
     anchor: float | Mapping[Kind, float] = field(default_factory=_default_anchors)
     trust_radius: float | None = 0.01
     balanced: bool | Mapping[Kind, bool] = field(default_factory=_default_balance)
+    scale: Scale | Mapping[Kind, Scale | None] | None = None
     optimizer: Callable[[Iterable[Parameter]], Optimizer] = _unit_step
     scheduler: Callable[[Optimizer], Any] | None = None
     batch_size: int = 500
@@ -95,6 +98,9 @@ class Settings:
             raise ValueError(f"anchor must not be negative, got {self.anchor}")
         if self.trust_radius is not None and not self.trust_radius > 0:
             raise ValueError(f"trust_radius must be above 0 or None, got {self.trust_radius}")
+        soft = [rule for rule in (self.rule, *self.layer_rules.values()) if not isinstance(rule, Hard)]
+        if soft and any(self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]):
+            raise ValueError(f"A scale moves inside what a hard rule protects, and a rule is {soft[0]!r}: choose Hard(...), or scale=None.")
         if self.preflight not in (True, False, "only"):
             raise ValueError(f'preflight must be True, False or "only", got {self.preflight!r}')
 
@@ -105,6 +111,10 @@ class Settings:
     def balanced_for(self, kind: Kind) -> bool:
         """Whether layers are weighed against each other for this kind of request."""
         return self.trust_radius is not None and (self.balanced[kind] if isinstance(self.balanced, Mapping) else self.balanced)
+
+    def scale_for(self, kind: Kind) -> Scale | None:
+        """The scale for this kind of request."""
+        return self.scale[kind] if isinstance(self.scale, Mapping) else self.scale
 
     def anchor_for(self, kind: Kind) -> float:
         """The weight of the anchor for this kind of request."""

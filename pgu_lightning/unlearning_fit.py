@@ -144,15 +144,16 @@ class UnlearningFit:
         self.space = space
         layers = self._layers(list(space.protected))
         spectra = {name: Spectrum.of(space.grams[str(space.protected[name].gram)]) for name in layers}
-        projectors = {
-            name: Projector(spectrum, self._settings.rule_for(name), weight_of(layers[name])) for name, spectrum in spectra.items()
-        }
+        rules = {name: self._settings.rule_for(name) for name in layers}
+        projectors = {name: Projector(spectrum, rules[name], weight_of(layers[name])) for name, spectrum in spectra.items()}
+        scale, scaled = self._settings.scale_for(split.kind), {}
+        if scale is not None:
+            scaled = {name: scale.of(spectra[name], rules[name], layer, weight_of(layer)) for name, layer in layers.items()}
+        matrices = {name: spectrum.matrix for name, spectrum in spectra.items()}
         self._unlearner = Unlearner(
             self._settings,
             split.kind,
-            UpdateGuard(
-                layers, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}, self._settings.balanced_for(split.kind)
-            ),
+            UpdateGuard(layers, projectors, matrices, self._settings.balanced_for(split.kind), scaled),
             question(module, "unlearning_outputs"),
             split.classes,
             question(module, "unlearning_loss"),
@@ -258,7 +259,7 @@ class UnlearningFit:
 
     def _report(self, outcome: Outcome, seconds: float) -> Report:
         unlearner, split, settings = self._unlearner, self._split, self._settings
-        used = {name: getattr(settings, f"{name}_for")(split.kind) for name in ("objective", "stop", "anchor", "balanced")}
+        used = {name: getattr(settings, f"{name}_for")(split.kind) for name in ("objective", "stop", "anchor", "balanced", "scale")}
         values = {item.name: used.get(item.name, getattr(settings, item.name)) for item in dataclasses.fields(settings)}
         return Report(
             request=request_record(split),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pgu_lightning.projection.projector import Projector
+from pgu_lightning.projection.scale import ScaledSpace
 from pgu_lightning.statistics.layers import as_matrix, weight_of
 
 Update = Mapping[str, Tensor]
@@ -26,8 +27,8 @@ class UpdateGuard:
         layers: The modules to guard, by name; their weight is written to.
         projectors: One a layer.
         matrices: The retained data's Gram matrix of each layer, (groups, dim, dim), without negative eigenvalues.
-
         balanced: Weigh the layers against each other so that the whole update, not each layer's alone, forgets most for its interference.
+        scaled: The part of the retained space that is scaled, by layer; None: no layer's.
 
     Attributes:
         projectors: As given.
@@ -39,10 +40,12 @@ class UpdateGuard:
         projectors: Mapping[str, Projector],
         matrices: Mapping[str, Tensor],
         balanced: bool = False,
+        scaled: Mapping[str, ScaledSpace] | None = None,
     ) -> None:
         self._layers = dict(layers)
         self._weights = {name: _weight(layer) for name, layer in layers.items()}
         self.projectors = projectors
+        self._scaled = scaled or {}
         self._original = {name: weight.detach().clone() for name, weight in self._weights.items()}
         # x + -0.0 is x to the bit, also where x is -0.0
         self._change = {name: torch.full_like(weight, -0.0) for name, weight in self._original.items()}
@@ -111,8 +114,11 @@ class UpdateGuard:
     def filter_(self, update: Update) -> None:
         """Take from ``update`` what may not pass, in place."""
         for name, change in update.items():
-            matrix = as_matrix(self._layers[name], change)
-            matrix.copy_(self.projectors[name](matrix.to(_matrix_type(change))))
+            matrix, dtype = as_matrix(self._layers[name], change), _matrix_type(change)
+            allowed = self.projectors[name](matrix.to(dtype))
+            if name in self._scaled:
+                allowed = allowed + self._scaled[name](matrix.to(dtype), as_matrix(self._layers[name], self._original[name]).to(dtype))
+            matrix.copy_(allowed)
 
     @torch.no_grad()
     def balance_(self, update: Update) -> None:
