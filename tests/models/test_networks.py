@@ -73,6 +73,10 @@ def test_parameter_counts():
     )
     assert size(ResNet18((3, 224, 224), 1000)) == 11_689_512
     assert size(ResNet18((3, 32, 32), 1000, small_stem=True)) == 11_689_512 - 64 * 3 * (49 - 9)
+    assert [size(ResNet18((3, 32, 32), 10, widths=(16, 32, 64, 128)).layer4), size(ResNet18((3, 32, 32), 10).layer4[1])] == [
+        sum(conv(a, 128, 3, bias=False) for a in (64, 128, 128, 128)) + conv(64, 128, 1, bias=False) + batchnorm * 128 * 5,
+        2 * (conv(512, 512, 3, bias=False) + batchnorm * 512),
+    ]
 
 
 def test_all_cnn_halves_the_image_twice():
