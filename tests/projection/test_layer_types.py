@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -14,67 +14,109 @@ from torch.nn import functional as F
 from pgu_lightning.projection import Hard, Projector, Spectrum, UpdateGuard, rules
 from pgu_lightning.statistics import Collector, survey, weight_of
 
-WIDTH, TOKENS, CLASSES = 64, 30, 4
+WIDTH, TOKENS, CLASSES, LENGTH = 64, 30, 4, 3
 AXES = {"conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d), "transposed": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
 KINDS = ["linear", "attention", *[(kind, axes) for kind in AXES for axes in (1, 2, 3)]]
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.05),
+    "momentum": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
+    "decay": lambda p: torch.optim.SGD(p, 0.02, momentum=0.5, nesterov=True, weight_decay=0.01),
+    "Adam": lambda p: torch.optim.Adam(p, 0.003),
+    "AdamW": lambda p: torch.optim.AdamW(p, 0.003, weight_decay=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 0.001),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, 0.01),
+    "NAdam": lambda p: torch.optim.NAdam(p, 0.003),
+}
+FROZEN = {"normalisation parameters are not moved", "its weight is tied to words", "its weight is tied to head"}
 
 
 class Block(nn.Module):
-    """One layer on sequences, (batch, tokens, width); convolutions see the tokens along their last axis."""
+    """One layer on sequences, (batch, tokens, width); convolutions see the tokens along their last axis.
 
-    def __init__(self, kind, taps, stride, groups):
+    Args:
+        kind: Of the layer.
+        length: Tokens that it is given.
+        taps: Of a convolution.
+        stride: Of a convolution, unless that leaves too few tokens for the padding modes of those behind it.
+        groups: Of a convolution; heads of attention.
+        dilation: Of a convolution.
+        mode: Padding of a convolution that is not transposed.
+        calls: How often a linear layer, or attention beside a shortcut, is called.
+    """
+
+    def __init__(self, kind, length, taps=1, stride=1, groups=1, dilation=1, mode="zeros", calls=1):
         super().__init__()
-        self.kind = kind
+        self.kind, self.calls, self.length = kind, calls, length
+        self.norm = nn.LayerNorm(WIDTH)
+        nn.init.normal_(self.norm.weight, 1, 0.2)
         if kind == "linear":
             self.layer = nn.Linear(WIDTH, WIDTH)
         elif kind == "attention":
             self.layer = nn.MultiheadAttention(WIDTH, groups, batch_first=True)
         else:
             name, axes = kind
-            self.ones = (1,) * (axes - 1)
-            transposed = name == "transposed"
-            stride = (*self.ones, stride if transposed else 1)
-            padding = (*[0] * (axes - 1), (taps - transposed) // 2)  # no fewer tokens than before
-            self.layer = AXES[name][axes - 1](WIDTH, WIDTH, (*self.ones, taps), stride, padding, groups=groups)
+            self.ones, none, reach = (1,) * (axes - 1), (0,) * (axes - 1), dilation * (taps - 1)
+            make = AXES[name][axes - 1]
+            if name == "transposed":  # no fewer tokens than before
+                self.layer = make(
+                    WIDTH, WIDTH, (*self.ones, taps), (*self.ones, stride), (*none, reach // 2), groups=groups, dilation=dilation
+                )
+                self.length = (length - 1) * stride - 2 * (reach // 2) + reach + 1
+            else:
+                stride, padding = stride if length >= 2 * LENGTH else 1, (reach + 1) // 2
+                self.layer = make(
+                    WIDTH, WIDTH, (*self.ones, taps), (*self.ones, stride), (*none, padding), (*self.ones, dilation), groups, True, mode
+                )
+                self.length = (length + 2 * padding - reach - 1) // stride + 1
 
     def forward(self, x):
-        if self.kind == "linear":
-            x = self.layer(x)
-        elif self.kind == "attention":
-            x = self.layer(x, x, x, need_weights=False)[0]
+        if self.kind in ("linear", "attention"):
+            for _ in range(self.calls):
+                x = self.layer(x) if self.kind == "linear" else x + self.layer(x, x, x, need_weights=False)[0]
         else:
             x = x.mT
             x = self.layer(x.reshape(*x.shape[:2], *self.ones, x.shape[-1])).flatten(2).mT
-        return F.layer_norm(x, (WIDTH,)).tanh()
+        assert x.shape[1] == self.length
+        return self.norm(x).tanh()
 
 
 class Network(nn.Module):
-    def __init__(self, blocks):
+    """Blocks between an embedding and a head, which may share the embedding's weight."""
+
+    def __init__(self, kinds, options, tied=False):
         super().__init__()
         self.words = nn.Embedding(TOKENS, WIDTH)
-        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(WIDTH, CLASSES)
+        blocks = []
+        for kind, option in zip(kinds, options, strict=True):
+            blocks.append(Block(kind, blocks[-1].length if blocks else LENGTH, **option))
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(WIDTH, TOKENS if tied else CLASSES)
+        if tied:
+            self.head.weight = self.words.weight
+            nn.init.normal_(self.words.weight, std=WIDTH**-0.5)  # logits of the usual size
 
     def forward(self, tokens):
         return self.head(self.blocks(self.words(tokens)).mean(1))
 
 
-def check(model, seed, tolerance):
-    """Forget with AdamW under the hard rule, and look at the answers to what is retained."""
+def check(model, make, seed, tolerance):
+    """Forget under the hard rule, and look at the answers to what is retained."""
     generator = torch.Generator().manual_seed(seed)
-    retained, forgotten = (torch.randint(limit, (count, 3), generator=generator) for limit, count in ((TOKENS // 2, 2), (TOKENS, 8)))
+    limits = ((TOKENS // 2, 2), (TOKENS, 8))
+    retained, forgotten = (torch.randint(limit, (count, LENGTH), generator=generator) for limit, count in limits)
     y = torch.randint(CLASSES, (8,), generator=generator)
     layers = survey(model)
-    assert {layer.frozen_because for layer in layers} == {None}
+    assert {layer.frozen_because for layer in layers} <= {None, *FROZEN}
     collector = Collector(model, layers)
     with torch.no_grad():
         other = model(forgotten)
         with collector:
             before = model(retained)
-    modules = {layer.name: model.get_submodule(layer.name) for layer in layers}
+    modules = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.gram is not None}
+    assert len(modules) >= len(KINDS)
     spectra = {name: Spectrum.of(gram) for name, gram in collector.result()[0].items()}
     projectors = {name: Projector(spectrum, Hard(1.0), weight_of(modules[name])) for name, spectrum in spectra.items()}
     guard = UpdateGuard(modules, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()})
-    optimizer = torch.optim.AdamW([weight_of(module) for module in modules.values()], lr=0.003, weight_decay=0.1)
+    optimizer = make([weight_of(module) for module in modules.values()])
     tokens = model.words.weight.detach().clone()
     for _ in range(50):
         optimizer.zero_grad()
@@ -83,28 +125,43 @@ def check(model, seed, tolerance):
         guard.commit(guard.proposal())
     with torch.no_grad():
         assert (model(retained) - before).norm() < tolerance * before.norm()
-        assert (model(forgotten) - other).norm() > other.norm()
+        assert (model(forgotten) - other).norm() > 0.1 * other.norm()
     moved = (model.words.weight != tokens).any(1)
     assert not moved[retained].any()
-    assert moved[forgotten[~torch.isin(forgotten, retained)]].all()
+    if "words" in modules:
+        assert moved[forgotten[~torch.isin(forgotten, retained)]].all()
 
 
-options = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2))  # taps, stride, groups or heads
+options = st.fixed_dictionaries(
+    {
+        "taps": st.integers(1, 3),
+        "stride": st.integers(1, 2),
+        "groups": st.integers(1, 2),
+        "dilation": st.integers(1, 2),
+        "mode": st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+        "calls": st.integers(1, 2),
+    }
+)
+each = st.lists(options, min_size=len(KINDS), max_size=len(KINDS))
 
 
-@given(st.permutations(KINDS), st.lists(options, min_size=len(KINDS), max_size=len(KINDS)), st.integers(0, 99))
-@settings(deadline=None, max_examples=15)
-def test_the_answers_to_retained_data_do_not_change(kinds, options, seed):
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@given(st.permutations(KINDS), each, st.booleans(), st.integers(0, 99))
+@settings(deadline=None, max_examples=3, phases=[Phase.reuse, Phase.generate])  # half a second each: too long to shrink
+def test_the_answers_to_retained_data_do_not_change(make, kinds, options, tied, seed):
     """In float64 throughout, and so without the threshold below which the rule takes an eigenvalue for rounding of float32."""
     torch.manual_seed(seed)
-    model = Network(Block(kind, *option) for kind, option in zip(kinds, options, strict=True)).double().eval()
+    model = Network(kinds, options, tied).double().eval()
+    with torch.no_grad():  # a stride may pass over all that a transposed convolution with another dilation wrote
+        assume(model(torch.arange(TOKENS).view(-1, LENGTH)).std(0).max() > 1e-3)
     with patch.object(rules, "_NOISE", 1e-14):
-        check(model, seed, 1e-5)
+        check(model, make, seed, 1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_in_float32_they_change_by_rounding(seed):
     """That of weights which moved far, through nine layers in a row."""
     torch.manual_seed(seed)
-    order = torch.randperm(len(KINDS)).tolist()
-    check(Network(Block(KINDS[place], 1 + place % 3, 1 + place % 2, 2) for place in order).eval(), seed, 1e-3)
+    kinds = [KINDS[place] for place in torch.randperm(len(KINDS)).tolist()]
+    model = Network(kinds, [{"taps": 2 + place % 2, "stride": 1 + place % 2, "groups": 2} for place in range(len(KINDS))]).eval()
+    check(model, OPTIMIZERS["AdamW"], seed, 1e-3)
