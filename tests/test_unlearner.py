@@ -152,7 +152,9 @@ def test_no_step_interferes_more_than_the_radius():
 
 def test_without_a_radius_the_optimizer_decides_how_far():
     problem = Problem(torch.float64)
-    settings = Settings(Soft(0.1), Margin(), Epochs(99), trust_radius=None, optimizer=lambda p: torch.optim.SGD(p, 0.05))
+    settings = Settings(
+        rule=Soft(0.1), objective=Margin(), stop=Epochs(99), trust_radius=None, optimizer=lambda p: torch.optim.SGD(p, 0.05)
+    )
     unlearner, before = problem.start(settings), problem.numpy()
     problem.step(unlearner)
     retained = problem.x[~problem.gone].numpy()

@@ -119,7 +119,7 @@ def test_resnet18_computes_what_torchvisions_does():
 
 @pytest.mark.parametrize("small_stem", [False, True])
 def test_resnet18_stem(small_stem):
-    network = ResNet18((3, 64, 64), 10, small_stem).eval()
+    network = ResNet18((3, 64, 64), 10, small_stem=small_stem).eval()
     seen = []
     network.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[2:]))
     network(torch.zeros(1, 3, 64, 64))
