@@ -207,6 +207,23 @@ class Example:
 
 
 @dataclass(frozen=True)
+class WorstSample:
+    """A sample that the unlearned model still remembers, or one that it lost.
+
+    Attributes:
+        digest: Says which one without naming it, as in ``Split.entries``.
+        label: The label it had in training.
+        probabilities: What each model gives that label.
+        id: Its id, or its position where the data has no ids; None unless that was asked for.
+    """
+
+    digest: str
+    label: int
+    probabilities: Mapping[str, float]
+    id: str | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """What was forgotten, what it cost, and what it left alone.
 
@@ -215,6 +232,7 @@ class Report:
         method: How it was done.
         models: Metrics in [0, 1] by model (``original``, ``unlearned``, ``retrained``) and name (``forget_accuracy``, ``retain_accuracy``,
             ``test_accuracy``, ``mia_auc``, ...).
+        sizes: Number of samples in each set that was measured on (``forget``, ``retain``, ``test``, ``forget_test``).
         outcome: How unlearning ended; None for methods without steps.
         preflight: What was to be expected before the first step.
         average_gap: Mean |unlearned - retrained| over the metrics that both have.
@@ -229,16 +247,20 @@ class Report:
         stages: Where several requests were fulfilled one after the other: each of them. The rest of the report is about the last.
         histograms: Per-example loss by model and by set (``forget``, ``test``).
         examples: Some of the forgotten samples.
+        worst: Under ``remembered`` the forget samples that the unlearned model knows best, under ``damaged`` the retained ones that
+            it lost most of, the worst first.
         class_names: Names of the labels, where the data has them.
         environment: Versions and hardware.
         config: The resolved configuration, where there is one.
         seed: Random seed of the run.
+        finished: When, as ISO 8601 in UTC.
         schema: Version of this interface.
     """
 
     request: RequestRecord
     method: MethodRecord
     models: Mapping[str, Mapping[str, float]]
+    sizes: Mapping[str, int] = field(default_factory=dict)
     outcome: Outcome | None = None
     preflight: Preflight | None = None
     average_gap: float | None = None
@@ -253,10 +275,12 @@ class Report:
     stages: tuple[Stage, ...] = ()
     histograms: Mapping[str, Mapping[str, Histogram]] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
+    worst: Mapping[str, tuple[WorstSample, ...]] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    finished: str | None = None
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> None:

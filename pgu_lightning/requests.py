@@ -205,8 +205,11 @@ class Split:
     classes: tuple[int, ...]
     digest: str
 
-    def entries(self) -> tuple[str, ...]:
+    def entries(self, part: View | None = None) -> tuple[str, ...]:
         """16 hexadecimal digits for each forget sample, in order: what to remember of a request so that a later one can be held against it.
+
+        Args:
+            part: Another view of the same dataset; None is the forget set.
 
         They are made from the dataset's length and the position: they hold no id, and say nothing once the dataset has another length.
         A dataset of the forget set and nothing else has none: its positions say nothing of the training data.
@@ -214,7 +217,7 @@ class Split:
         size = size_of(self.forget.dataset)
         if len(self.forget) == size:
             return ()
-        return tuple(_entry(size, position) for position in self.forget.positions.tolist())
+        return tuple(_entry(size, position) for position in (self.forget if part is None else part).positions.tolist())
 
 
 def positions_of(entries: Collection[str], size: int) -> Tensor:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
+from types import FunctionType
 from typing import Any
 
 import lightning as L
@@ -255,7 +256,7 @@ class UnlearningFit:
 
     def _log(self, values: Mapping[str, float]) -> None:
         for logger in self._trainer.loggers:
-            logger.log_metrics(dict(values), step=self._trainer.global_step)
+            logger.log_metrics({**values, "unlearning/seconds": self._elapsed()}, step=self._trainer.global_step)
 
     def _report(self, outcome: Outcome, seconds: float) -> Report:
         unlearner, split, settings = self._unlearner, self._split, self._settings
@@ -263,7 +264,7 @@ class UnlearningFit:
         values = {item.name: used.get(item.name, getattr(settings, item.name)) for item in dataclasses.fields(settings)}
         return Report(
             request=request_record(split),
-            method=MethodRecord("pgu", uses_retain_data=False, settings={name: repr(value) for name, value in values.items()}),
+            method=MethodRecord("pgu", uses_retain_data=False, settings={name: _shown(value) for name, value in values.items()}),
             models={"original": _metrics(unlearner.history[0]), "unlearned": _metrics(unlearner.history[unlearner.kept])},
             outcome=outcome,
             preflight=self.preflight,
@@ -336,6 +337,11 @@ def _live(epoch: Epoch) -> dict[str, float]:
     if epoch.earlier is not None:
         values["earlier/accuracy"] = epoch.earlier.accuracy
     return values
+
+
+def _shown(value: Any) -> str:
+    """As in Python; a function by its name, since its repr has the address of this run."""
+    return f"{value.__module__}.{value.__qualname__}" if isinstance(value, FunctionType) else repr(value)
 
 
 def _metrics(epoch: Epoch) -> dict[str, float]:

@@ -6,7 +6,8 @@ import inspect
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -16,15 +17,17 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pgu_lightning import distributed
+from pgu_lightning.app import loggers
 from pgu_lightning.app.cache import Cache
 from pgu_lightning.app.gallery import gallery
 from pgu_lightning.app.show import ShowPreflight
+from pgu_lightning.app.worst import worst
 from pgu_lightning.callback import PGUCallback, retain_path
 from pgu_lightning.data import ImageData
 from pgu_lightning.evaluation import Scores, TrainedAttack, loss_histograms, model_metrics
@@ -33,7 +36,7 @@ from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
 from pgu_lightning.records import EarlierRequest, MethodRecord, Report, Stage, average_gap
-from pgu_lightning.report import MODELS, define_metrics, log_report, print_report, print_stages, write_html
+from pgu_lightning.report import MODELS, print_report, print_stages, write_html
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace
 from pgu_lightning.unlearning_fit import environment, over, request_record
@@ -51,18 +54,18 @@ class Task:
         data: Set up.
         request: What shall be forgotten.
         split: The training data in two parts.
-        loggers: Lightning loggers, for the stage that forgets.
         output: Folder of the run, or of this request where there are several.
         earlier: What the requests before this one took.
+        loggers: Lightning loggers, once the stage that forgets begins.
     """
 
     config: DictConfig
     data: ImageData
     request: ForgetRequest
     split: Split
-    loggers: tuple[Logger, ...]
     output: Path
     earlier: tuple[Split, ...] = ()
+    loggers: tuple[Logger, ...] = ()
 
     def untrained(self) -> Classifier:
         """A model of the recipe, before training."""
@@ -123,6 +126,7 @@ def run(config: DictConfig, output: Path) -> Report:
 def fulfil(task: Task, cache: Cache, seconds: Mapping[str, float]) -> Report:
     """Forget what one request asks for, compare with a model that was retrained without it, and publish the report."""
     config, seconds = task.config, dict(seconds)
+    task = replace(task, loggers=loggers.make(config.logger))  # one at a time: wandb knows one run a process
     report = forget(task)
     models = {"original": task.load(task.output / "original.ckpt")}
     compares = config.preflight != "only"
@@ -158,8 +162,7 @@ def prepare(config: DictConfig, output: Path) -> list[Task]:
     for number, request in enumerate(requests):
         folder = output / f"request-{number + 1}" if len(requests) > 1 else output
         own = OmegaConf.create({**config, "output_dir": str(folder)})
-        loggers = tuple(instantiate(own.logger).values())
-        tasks.append(Task(own, data, request, splits[number], loggers, folder, tuple(splits[:number])))
+        tasks.append(Task(own, data, request, splits[number], folder, tuple(splits[:number])))
     return tasks
 
 
@@ -223,10 +226,7 @@ def forget(task: Task) -> Report:
     """Let the method make the model forget, and save the result as ``unlearned.ckpt``."""
     config = task.config
     L.seed_everything(config.seed, verbose=False)
-    for logger in task.loggers:
-        if isinstance(logger, WandbLogger) and distributed.rank() == 0:
-            define_metrics(logger.experiment, RetainSpace.load(task.output / "retain.safetensors").protected)
-            logger.experiment.config.update(task.public_config())
+    loggers.begin(task.loggers, RetainSpace.load(task.output / "retain.safetensors").protected, task.public_config())
     method: Method = instantiate(config.method, _convert_="all")
     job = Job(
         module=task.load(task.output / "original.ckpt"),
@@ -306,6 +306,13 @@ def alike(test: Scores, split: Split) -> Scores:
     return test.select(torch.isin(test.label, torch.tensor(split.classes))) if split.classes else test
 
 
+def sizes(scores: Mapping[str, Scores], split: Split) -> dict[str, int]:
+    """How many samples stand behind the figures; where classes are gone, their test samples are counted apart."""
+    counts = {part: len(found) for part, found in scores.items()}
+    gone = len(alike(scores["test"], split)) if split.classes else 0
+    return {**counts, "test": counts["test"] - gone, **({"forget_test": gone} if split.classes else {})}
+
+
 def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
     """Put the figures of all models together; write ``report.json``, and from it the table, ``report.html`` and what wandb shows."""
     scores = {name: {part: found[0] for part, found in parts.items()} for name, parts in scored.items()}
@@ -318,24 +325,29 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
     )
     report = report.replace(
         models=metrics,
+        sizes=sizes(scores["original"], task.split),
         average_gap=average_gap(metrics["unlearned"], metrics["retrained"]) if "retrained" in metrics else None,
         floor=average_gap(metrics["retrained"], again) if again and "retrained" in metrics else None,
         histograms=loss_histograms(
             {name: {"forget": scores[name]["forget"], "test": alike(scores[name]["test"], task.split)} for name in shown}
         ),
         examples=gallery(task.split, {name: scored[name]["forget"][1] for name in shown}, task.config.examples),
+        worst=worst(
+            task.split,
+            {name: scores[name] for name in shown},
+            task.config.worst,
+            task.request.id_attribute if task.config.show_ids else None,
+        ),
         class_names=task.data.class_names,
         earlier=earlier,
         config=task.public_config(),
         seed=task.config.seed,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if distributed.rank() == 0:
         report.save(task.output / "report.json")
         write_html(report, task.output / "report.html")
-        for logger in task.loggers:
-            if isinstance(logger, WandbLogger):
-                log_report(logger.experiment, report)
-                logger.experiment.finish()
+        loggers.end(task.loggers, report, task.output)
         print_report(report)
         print(f"{task.output / 'report.html'}")
     return report

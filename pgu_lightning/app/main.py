@@ -10,6 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from pgu_lightning.app import loggers
 from pgu_lightning.app.experiment import run
 
 
@@ -20,4 +21,7 @@ def main(config: DictConfig) -> float | None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return run(config, Path(HydraConfig.get().runtime.output_dir)).average_gap
+    try:
+        return run(config, Path(HydraConfig.get().runtime.output_dir)).average_gap
+    finally:
+        loggers.abandon()

@@ -1,8 +1,8 @@
-"""Records in, pictures out: the terminal's table, the HTML page, and what goes to Weights & Biases."""
+"""Records in, pictures out: the terminal's table, the HTML page, and what loggers show. ``report.wandb`` is for those who have wandb."""
 
+from pgu_lightning.report.figures import figures
 from pgu_lightning.report.html import write_html
 from pgu_lightning.report.stages import print_stages
 from pgu_lightning.report.table import MODELS, print_preflight, print_report
-from pgu_lightning.report.wandb import define_metrics, log_report
 
-__all__ = ["MODELS", "define_metrics", "log_report", "print_preflight", "print_report", "print_stages", "write_html"]
+__all__ = ["MODELS", "figures", "print_preflight", "print_report", "print_stages", "write_html"]
