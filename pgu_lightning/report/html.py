@@ -11,13 +11,14 @@ from pgu_lightning.files import atomic_write
 from pgu_lightning.records import Report
 from pgu_lightning.report import plots
 from pgu_lightning.report.stages import HEADINGS, stage_rows, stages_figure
-from pgu_lightning.report.table import KINDS, METRIC_MEANINGS, class_name, headline, in_order, number, rows
+from pgu_lightning.report.table import KINDS, METRIC_MEANINGS, class_name, headline, in_order, number, percent, rows
 
-_TEMPLATES = Environment(
+TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-_TEMPLATES.filters |= {
+TEMPLATES.filters |= {
     "number": number,
+    "percent": percent,
     "in_order": in_order,
     "json": lambda value: json.dumps(value, indent=2, default=str, ensure_ascii=False),
 }
@@ -29,7 +30,7 @@ def render_html(report: Report) -> str:
         figure.__name__: figure(report)
         for figure in (stages_figure, plots.accuracy_curve, plots.loss_histograms, plots.interference_bars, plots.rank_bars)
     }
-    return _TEMPLATES.get_template("report.html.jinja").render(
+    return TEMPLATES.get_template("report.html.jinja").render(
         report=report,
         headline=headline(report),
         kind=KINDS.get(report.request.kind, report.request.kind),
@@ -38,9 +39,29 @@ def render_html(report: Report) -> str:
         stage_rows=stage_rows(report),
         models=in_order(report.models),
         meanings=METRIC_MEANINGS,
+        contents=_contents(report),
+        named=any(sample.id is not None for samples in report.worst.values() for sample in samples),
         label_name=lambda label: class_name(report, label),
         figures={name: plots.to_svg(figure) for name, figure in figures.items() if figure is not None},
     )
+
+
+def _contents(report: Report) -> list[tuple[str, str]]:
+    """Where each section is and what it is called, in the order of the page, of those that there are."""
+    sections = {
+        ("short", "In short"): {"original", "unlearned"} <= report.models.keys(),
+        ("asked", "What was asked"): True,
+        ("done", "What was done"): True,
+        ("measured", "What was measured"): True,
+        ("stages", "The requests one after the other"): report.stages,
+        ("earlier", "What was forgotten before"): report.earlier,
+        ("claims", "What is not claimed"): True,
+        ("worst", "Samples to look at first"): any(report.worst.values()),
+        ("how", "How it went"): report.curve or report.histograms or report.layers or report.frozen,
+        ("gallery", "Some of the forgotten samples"): report.examples,
+        ("run", "The run"): True,
+    }
+    return [section for section, there in sections.items() if there]
 
 
 def write_html(report: Report, path: str | Path) -> Path:

@@ -42,12 +42,14 @@ class Row:
         title: The same in plain words.
         values: By model; a model that lacks it is left out.
         gap: |unlearned - retrained|; None if one of them lacks it.
+        samples: Number of samples it was measured on; None where that is not known or not one number.
     """
 
     metric: str
     title: str
     values: Mapping[str, float]
     gap: float | None
+    samples: int | None
 
 
 def in_order(models: Iterable[str]) -> list[str]:
@@ -65,13 +67,13 @@ def rows(report: Report) -> list[Row]:
     result = []
     for metric in _sorted((metric for metrics in report.models.values() for metric in metrics), tuple(METRIC_NAMES)):
         values = {model: report.models[model][metric] for model in in_order(report.models) if metric in report.models[model]}
-        result.append(_row(metric, values))
+        result.append(_row(metric, values, report.sizes.get(metric.removesuffix("_accuracy"))))
     return [*result, _row("trained_attack", report.trained_attack)] if report.trained_attack else result
 
 
-def _row(metric: str, values: Mapping[str, float]) -> Row:
+def _row(metric: str, values: Mapping[str, float], samples: int | None = None) -> Row:
     gap = abs(values["unlearned"] - values["retrained"]) if {"unlearned", "retrained"} <= values.keys() else None
-    return Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap)
+    return Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap, samples)
 
 
 def number(value: float | None) -> str:
@@ -84,6 +86,20 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
+
+
+def percent(value: float) -> str:
+    """A share in percent, one decimal; the ends are exact.
+
+    Example:
+        >>> [percent(value) for value in (0.0, 0.0001, 0.4567, 0.9999, 1.0)]
+        ['0%', 'under 0.1%', '45.7%', 'over 99.9%', '100%']
+    """
+    if value in (0, 1):
+        return f"{value:.0%}"
+    if value < 0.001:
+        return "under 0.1%"
+    return "over 99.9%" if value > 0.999 else f"{value:.1%}"
 
 
 def class_name(report: Report, label: int) -> str:

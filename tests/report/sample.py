@@ -19,6 +19,7 @@ from pgu_lightning.records import (
     PreflightLayer,
     Report,
     RequestRecord,
+    WorstSample,
 )
 
 HOSTILE = "<script>alert(1)</script>"
@@ -62,6 +63,7 @@ def rich() -> Report:
                 "relearn_steps": 0.333,
             },
         },
+        sizes={"forget": 1234, "retain": 8766, "test": 900, "forget_test": 100},
         outcome=Outcome(
             True, "forget accuracy 0.001 is at most 0.002", 12, 48, 2, ("2 of 48 steps were skipped: their gradients were not finite.",)
         ),
@@ -100,10 +102,18 @@ def rich() -> Report:
             )
             for index in range(1, 7)
         ),
+        worst={
+            "remembered": (
+                WorstSample("a1b2c3d4e5f60718", 1, {"original": 0.99876, "unlearned": 0.31234, "retrained": 0.0123}),
+                WorstSample("b1b2c3d4e5f60718", 1, {"original": 0.98, "unlearned": 0.2, "retrained": 0.001}),
+            ),
+            "damaged": (WorstSample("c1b2c3d4e5f60718", 2, {"original": 0.97, "unlearned": 0.41, "retrained": 0.95}),),
+        },
         class_names=("T-shirt/top", "Trouser", "Pullover"),
         environment={"torch": "2.13.0", "device": "cpu"},
         config={"seed": 7, "method": {"name": "pgu", "rule": {"damping": 0.01}}},
         seed=7,
+        finished="2026-03-04T05:06:07+00:00",
     )
 
 
@@ -132,6 +142,7 @@ def hostile() -> Report:
         seconds={evil: 1.0},
         histograms={evil: {evil: Histogram((0.0, 1.0, 2.0), (0, 0))}},
         examples=(Example(evil, 1, picture(1), {evil: Answer(1, 0.5)}), Example(evil, 9, "", {})),
+        worst={"remembered": (WorstSample(evil, 1, {evil: 0.5}, evil),)},
         class_names=(evil, evil),
         environment={evil: evil},
         config={evil: [evil]},

@@ -4,6 +4,7 @@ import itertools
 import re
 import shutil
 import subprocess
+from functools import cache
 from html.parser import HTMLParser
 
 import pytest
@@ -67,9 +68,14 @@ def page(report):
     return Page(render_html(report))
 
 
+@cache
+def source_of(name):
+    return render_html(REPORTS[name]())
+
+
 @pytest.mark.parametrize("name", REPORTS)
 def test_nothing_is_fetched_and_nothing_runs(name):
-    source = render_html(REPORTS[name]())
+    source = source_of(name)
     tags = set()
     for element in Page(source).elements:
         tags.add(element["tag"])
@@ -89,7 +95,7 @@ def test_nothing_is_fetched_and_nothing_runs(name):
 
 
 def test_figures_equal_the_report():
-    report, parsed = rich(), page(rich())
+    report, parsed = rich(), Page(source_of("rich"))
     for model, metrics in report.models.items():
         for metric, value in metrics.items():
             cell = parsed.one("td", data_metric=metric, data_model=model)
@@ -101,6 +107,11 @@ def test_figures_equal_the_report():
     for metric in both:
         gap = abs(report.models["unlearned"][metric] - report.models["retrained"][metric])
         assert float(parsed.one("td", data_metric=metric, data_model="gap")["data-value"]) == gap
+    for element in parsed.elements:  # also where the summary says them in percent
+        if "data-metric" in element and element["data-model"] != "gap":
+            assert float(element["data-value"]) == report.models[element["data-model"]][element["data-metric"]]
+    measured_on = {"forget_accuracy": 1234, "retain_accuracy": 8766, "test_accuracy": 900, "forget_test_accuracy": 100}
+    assert {cell["data-samples"]: int(cell["data-value"]) for cell in parsed.elements if "data-samples" in cell} == measured_on
     named = {"average_gap": report.average_gap, "floor": report.floor, "interference": report.interference.total, "request_size": 1234}
     assert {element["data-figure"]: float(element["data-value"]) for element in parsed.elements if "data-figure" in element} == named
     assert {cell["data-stage"]: float(cell["data-value"]) for cell in parsed.all("td") if "data-stage" in cell} == report.seconds
@@ -119,8 +130,43 @@ def test_layers_equal_the_report():
     assert all(name in frozen and reason in frozen for name, reason in report.frozen.items())
 
 
+def test_worst_samples_equal_the_report():
+    report, source = rich(), source_of("rich")
+    for name, samples in report.worst.items():
+        table = re.search(rf'<table id="worst-{name}">(.*?)</table>', source, re.DOTALL).group(1)
+        assert re.findall(r"<code>([^<]*)</code>", table) == [sample.digest for sample in samples]
+        values = [sample.probabilities[model] for sample in samples for model in ("original", "unlearned", "retrained")]
+        assert [float(value) for value in re.findall(r'data-value="([^"]*)"', table)] == values
+    assert "This file names samples" not in source
+    assert "This file names samples" in source_of("hostile")
+    assert "Samples to look at first" not in render_html(report.replace(worst={"remembered": (), "damaged": ()}))
+
+
+def test_the_summary_says_it_in_plain_words():
+    text = " ".join(Page(source_of("rich")).one("main")["text"].split())
+    for words in (
+        "The model had learnt from 1,234 samples that it was asked to forget (whole classes: Trouser (1)).",
+        "It used to give over 99.9% of them the label they had in training. Now it does so for 0.1%; a model that never saw them, for 0%.",
+        "it used to get 90.0% right. Now it gets 90.9%; a model that never saw the samples, 91.2%.",
+        "its loss is lower for the forgotten one in 50.4% of the pairs (51.2% for a model that never saw either)",
+        "an accuracy over 1,234 samples has a standard error of up to 0.014",
+    ):
+        assert words in text
+    assert "2026-03-04, 05:06 UTC" in Page(source_of("rich")).one("header")["text"]
+    assert "In short" not in page(rich().replace(models={"original": rich().models["original"]})).one("main")["text"]
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_section_can_be_reached(name):
+    parsed = Page(source_of(name))
+    links = [element["href"] for element in parsed.all("a")]
+    headings = [f"#{element['id']}" for element in parsed.all("h2")]
+    assert links == ["#content", *headings, *(["#claims"] if "#short" in headings else [])]
+    assert all(region["aria-label"] and region["tabindex"] == "0" for region in parsed.all(role="region"))
+
+
 def test_gallery_equals_the_report():
-    report, parsed = rich(), page(rich())
+    report, parsed = rich(), Page(source_of("rich"))
     images = parsed.all("img")
     assert [image["src"] for image in images] == [example.image for example in report.examples]
     assert all("label Trouser (1)" in image["alt"] for image in images)
@@ -133,11 +179,11 @@ def test_gallery_equals_the_report():
 
 
 def test_the_officer_reads_what_was_asked_and_what_is_not_claimed():
-    text = " ".join(page(rich()).one("main")["text"].split())
+    text = " ".join(Page(source_of("rich")).one("main")["text"].split())
     order = [
         "The stop rule was met: forget accuracy 0.001 is at most 0.002.",
         "What was asked",
-        "Trouser (1)",
+        "ClassesTrouser (1)",
         "1,234 training samples",
         "0123456789abcdef" * 4,
         "What was done",
@@ -157,8 +203,7 @@ def test_the_officer_reads_what_was_asked_and_what_is_not_claimed():
 
 
 def test_the_preflight_is_a_table():
-    report = rich()
-    source = render_html(report)
+    report, source = rich(), source_of("rich")
     table = re.search(r'<table id="preflight">(.*?)</table>', source, re.DOTALL).group(1)
     assert re.findall(r"<code>([^<]*)</code>", table) == list(report.preflight.layers)
     values = [value for layer in report.preflight.layers.values() for value in (layer.survives, layer.share) if value is not None]
@@ -173,7 +218,7 @@ def test_the_preflight_is_a_table():
 
 
 def test_not_fulfilled_is_said_at_the_top():
-    source = render_html(unfulfilled())
+    source = source_of("unfulfilled")
     text = " ".join(Page(source).one("main")["text"].split())
     top = text[: text.index("What was asked")]
     assert top.startswith("The request is NOT fulfilled: the epochs ran out before the stop rule was met.")
@@ -184,7 +229,7 @@ def test_not_fulfilled_is_said_at_the_top():
 
 
 def test_a_report_with_little_in_it():
-    parsed = page(minimal())
+    parsed = Page(source_of("minimal"))
     text = " ".join(parsed.one("main")["text"].split())
     assert "does not say whether the request is fulfilled" in text
     assert "It read the retained training data too." in text
@@ -199,15 +244,15 @@ def test_a_report_with_little_in_it():
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_no_claim_beyond_the_evidence(name):
-    text = page(REPORTS[name]()).one("body")["text"].lower()
+    text = Page(source_of(name)).one("body")["text"].lower()
     for word in ("certif", "guarantee", "provabl", "erased", "compliant"):
         assert word not in text
 
 
 def test_hostile_names_stay_text():
     evil = f'"x={HOSTILE}&[bold] $\\frac$'
-    parsed = page(hostile())
-    assert "<script" not in render_html(hostile())
+    parsed = Page(source_of("hostile"))
+    assert "<script" not in source_of("hostile")
     assert parsed.one("body")["text"].count(evil) >= 20
     assert parsed.one(data_layer=evil)
     assert parsed.all("td", data_model=evil, data_metric=evil)[0]["data-value"] == "0.5"
@@ -217,7 +262,7 @@ def test_hostile_names_stay_text():
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_it_can_be_read_aloud(name):
-    parsed = page(REPORTS[name]())
+    parsed = Page(source_of(name))
     assert parsed.one("html")["lang"] == "en"
     levels = [int(element["tag"][1]) for element in parsed.elements if re.fullmatch(r"h[1-6]", element["tag"])]
     assert levels[0] == 1
@@ -232,7 +277,7 @@ def test_it_can_be_read_aloud(name):
 
 
 def test_curve_is_also_a_table():
-    table = re.search(r'<table id="curve">(.*?)</table>', render_html(rich()), re.DOTALL).group(1)
+    table = re.search(r'<table id="curve">(.*?)</table>', source_of("rich"), re.DOTALL).group(1)
     cells = [re.findall(r"<t[hd][^>]*>([^<]*)<", row) for row in table.split("<tr>")[2:]]
     assert [int(row[0]) for row in cells] == [point.step for point in rich().curve]
     for row, point in zip(cells, rich().curve, strict=True):
@@ -250,7 +295,7 @@ def test_curve_is_also_a_table():
 
 def test_written_to_a_folder_that_is_not_there_yet(tmp_path):
     path = write_html(rich(), tmp_path / "runs" / "report.html")
-    assert path.read_text(encoding="utf-8") == render_html(rich())
+    assert path.read_text(encoding="utf-8") == source_of("rich")
 
 
 def open_in_chromium(path, folder, *switches):
