@@ -41,7 +41,8 @@ def make(config: DictConfig) -> tuple[Logger, ...]:
             _LOGGER.warning(f"logger.{name!s} is left out, its package cannot be imported ({error.__cause__}): install it, or logger=none.")
             continue
         if isinstance(logger, WandbLogger) and not _starts(logger):
-            logger = instantiate(entry, **chosen, offline=True)
+            # Lightning's offline alone sets a variable, which wandb has read already
+            logger = instantiate(entry, **chosen, offline=True, mode="offline")
         loggers.append(logger)
     return tuple(loggers)
 

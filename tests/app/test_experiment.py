@@ -23,8 +23,11 @@ from pgu_lightning.evaluation import Scores
 from pgu_lightning.records import Report
 from pgu_lightning.statistics import RetainSpace
 from tests.app.test_configs import composed
-from tests.helpers.wandb_file import read_records
+from tests.helpers.metrics import documented, known
+from tests.helpers.wandb_file import history, read_records, summary
 
+# wandb keeps several values for a table, a chart's table or a histogram
+MEDIA = re.compile(r"^(comparison|layers|worst/\w+|charts/\w+?|charts/loss/\w+?|histograms/\w+/\w+)(_table)?/\w+$")
 FAST = ("model.epochs=4", "logger=none")
 
 
@@ -178,20 +181,40 @@ def test_random_samples_are_a_function_of_the_seed():
     assert len(Scores.concatenate([])) == 0
 
 
-def test_an_offline_wandb_run_holds_the_metrics(folder, monkeypatch):
-    monkeypatch.setenv("WANDB_SILENT", "true")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_offline_wandb_runs_hold_every_documented_metric_and_no_other(folder, monkeypatch):
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(folder / name))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     wandb.teardown()
-    _, output = report_of(folder, "wandb", "logger=wandb")
-    wandb.teardown()  # finish does not wait until the service has written the file
-    (file,) = output.rglob("*.wandb")
-    records = read_records(file)
-    history = {item.key or "/".join(item.nested_key) for record in records for item in record.history.item}
-    summary = {item.key or "/".join(item.nested_key) for record in records for item in record.summary.update}
-    assert {"forget/accuracy", "forget/loss", "validation/accuracy", "forget/mia_auc", "interference/total", "unlearning/step"} <= history
-    assert {"final/average_gap", "final/unlearned/forget_accuracy", "final/retrained/test_accuracy", "seconds/unlearn"} <= summary
-    assert any(name.startswith("rank/network.") for name in history)
+    logged, kinds = set(), []
+    for name, overrides in {"pgu": ("floor=true",), "finetune": ("method=finetune", "method.epochs=1", "reference=false")}.items():
+        _, output = report_of(folder, f"wandb-{name}", "logger=wandb", *overrides)
+        wandb.teardown()  # finish does not wait until the service has written the file
+        (file,) = output.rglob("*.wandb")
+        records = read_records(file)
+        rows = [*history(records), summary(records)]
+        keys = {MEDIA.sub(r"\1", key) for row in rows for key in row}
+        logged |= {key for key in keys if not key.startswith("_")}
+        kinds += [record.artifact.type for record in records if record.WhichOneof("record_type") == "artifact"]
+    names = documented()
+    assert [metric for metric in logged if not known(metric, names)] == []
+    assert [name for name in names if not any(known(metric, [name]) for metric in logged)] == []
+    assert {kind: kinds.count(kind) for kind in ("model", "retain-space", "report")} == {"model": 4, "retain-space": 2, "report": 2}
+
+
+def test_worst_samples_are_named_only_where_asked(folder):
+    report, output = report_of(folder, "unnamed", "forget=samples", "forget.size=0.05", "reference=false")
+    assert len(report.worst["remembered"]) == 10
+    assert all(sample.id is None for samples in report.worst.values() for sample in samples)
+    named, _ = report_of(folder, "named", "forget=samples", "forget.size=0.05", "reference=false", "show_ids=true", "worst=3")
+    assert [sample.digest for sample in named.worst["remembered"]] == [sample.digest for sample in report.worst["remembered"][:3]]
+    names = [sample.id for sample in named.worst["remembered"]]
+    data = Digits()
+    data.setup()
+    assert set(names) <= {str(data.train.ids[position]) for position in samples(data, 0.05, 0).indices}
+    assert all(f'"{name}"' not in (output / "report.json").read_text() for name in names)
 
 
 def test_killing_unlearning_leaves_what_was_there(folder, tmp_path):

@@ -1,5 +1,8 @@
 """What an offline run leaves on the disk, read back."""
 
+import base64
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,8 +11,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from pgu_lightning.records import Report
-from pgu_lightning.report import define_metrics, log_report
-from pgu_lightning.report.wandb import LIVE_METRICS, STEP
+from pgu_lightning.report.wandb import LIVE_METRICS, STEP, _log_artifacts, define_metrics, log_report
 from tests.helpers.wandb_file import history, read_records, summary
 from tests.report.sample import hostile, minimal, rich
 
@@ -24,9 +26,9 @@ def folder(tmp_path, monkeypatch):
     wandb.teardown()
 
 
-def records_of(folder, report):
+def records_of(folder, report, files=None):
     run = wandb.init(project="test", settings=wandb.Settings(silent=True, console="off"))
-    log_report(run, report)
+    log_report(run, report, files)
     return finish(run, folder)
 
 
@@ -42,7 +44,7 @@ def artifacts(records, kind):
 
 
 def table(folder, key):
-    (path,) = folder.glob(f"wandb/offline-run-*/files/media/table/{key}_*.table.json")
+    (path,) = folder.glob(f"wandb/offline-run-*/files/media/table/{key}_[0-9]*.table.json")
     return json.loads(path.read_text())
 
 
@@ -92,6 +94,81 @@ def test_tables_and_histograms(folder):
     ]
 
 
+def test_the_worst_samples_by_digest_and_by_id_where_asked(folder):
+    report = rich()
+    named = report.worst["remembered"][0]
+    named = report.replace(worst={"remembered": (dataclasses.replace(named, id="person 17"),), "damaged": report.worst["damaged"]})
+    records_of(folder, named)
+    remembered, damaged = table(folder, "worst/remembered"), table(folder, "worst/damaged")
+    assert remembered["columns"] == ["sample", "label", "original", "unlearned", "retrained"]
+    assert remembered["data"] == [["person 17", "Trouser (1)", 0.99876, 0.31234, 0.0123]]
+    assert damaged["data"] == [["c1b2c3d4e5f60718", "Pullover (2)", 0.97, 0.41, 0.95]]
+
+
+def test_the_charts(folder):
+    report = rich()
+    records_of(folder, report)
+    lines = {}
+    for step, name, value in table(folder, "charts/accuracy_table")["data"]:
+        lines.setdefault(name, []).append((step, value))
+    assert lines == {
+        "forget": [(point.step, point.forget_accuracy) for point in report.curve],
+        "validation": [(point.step, point.validation_accuracy) for point in report.curve],
+        "retain": [(0, 0.99876), (48, 0.97531)],
+        "forget, retrained model": [(0, 0.0), (48, 0.0)],
+    }
+    for model, sets in report.histograms.items():
+        rows = table(folder, f"charts/loss/{model}_table")["data"]
+        for name, histogram in sets.items():
+            shares = [value for _, line, value in rows if line == name]
+            assert shares == pytest.approx([count / sum(histogram.counts) for count in histogram.counts])
+            places = [10**place for place, line, _ in rows if line == name]
+            assert all(low < place < high for low, place, high in zip(histogram.edges, places, histogram.edges[1:], strict=False))
+
+
+def test_artifacts_say_what_they_were_made_from(folder):
+    files = {"original.ckpt": b"before", "retain.safetensors": b"space", "unlearned.ckpt": b"after"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    records = records_of(folder, rich(), folder)
+    chain = [(name, kind) for kind in ("model", "retain-space", "report") for name in (one.name for one in artifacts(records, kind))]
+    assert chain == [("original", "model"), ("unlearned", "model"), ("retain-space", "retain-space"), ("report", "report")]
+    (original, unlearned), (space,), (report,) = (artifacts(records, kind) for kind in ("model", "retain-space", "report"))
+    made_from = {one.name: json.loads(one.metadata)["made_from"] for one in (original, space, unlearned, report)}
+    expected = []
+    for one in (original, space, unlearned, report):
+        assert made_from[one.name] == expected
+        expected = [*expected, {"name": one.name, "digest": one.digest}]
+    for one in (original, space, unlearned):
+        (entry,) = one.manifest.contents
+        assert base64.b64decode(entry.digest) == hashlib.md5(files[entry.path]).digest()
+        assert (entry.ref, entry.local_path) == ((folder / entry.path).as_uri(), "")  # referred to, not uploaded
+
+
+class Online:
+    """A run on a server, as far as artifacts go."""
+
+    id, offline = "run", False
+
+    def __init__(self):
+        self.used, self.logged = [], []
+
+    def use_artifact(self, artifact):
+        self.used.append(artifact.name)
+
+    def log_artifact(self, artifact, aliases):
+        self.logged.append((artifact.name, aliases))
+
+
+def test_online_the_original_and_its_statistics_are_inputs(folder):
+    for name in ("original.ckpt", "retain.safetensors", "unlearned.ckpt"):
+        (folder / name).write_bytes(b"x")
+    run = Online()
+    _log_artifacts(run, rich(), folder)
+    assert run.used == ["original", "retain-space"]
+    assert run.logged == [("unlearned", ["run"]), ("report", ["run"])]
+
+
 def test_the_artifact_holds_the_report_without_samples_and_configuration(folder):
     report = rich()
     (artifact,) = artifacts(records_of(folder, report), "report")
@@ -101,7 +178,7 @@ def test_the_artifact_holds_the_report_without_samples_and_configuration(folder)
     assert 'data-value="0.00123456"' in Path(staged["report.html"]).read_text(encoding="utf-8")
 
 
-def test_no_picture_and_no_samples_digest_goes_to_wandb(folder):
+def test_no_picture_goes_to_wandb(folder):
     report = rich()
     records_of(folder, report)
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
@@ -123,6 +200,7 @@ def test_a_report_with_little_in_it(folder):
     assert table(folder, "layers")["data"] == []
     assert not any(key.startswith("histograms/") for row in history(records) for key in row)
     assert len(artifacts(records, "report")) == 1
+    assert not artifacts(records, "model")
 
 
 def test_unusual_names(folder):
