@@ -30,6 +30,7 @@ LIVE_METRICS = (
     "forget/mia_auc",
     "validation/accuracy",
     "validation/loss",
+    "earlier/accuracy",
     "interference/total",
     "interference/<layer>",
     "rank/<layer>",

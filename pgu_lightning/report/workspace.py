@@ -27,6 +27,7 @@ def workspace(entity: str, project: str = "pgu-lightning") -> ws.Workspace:
             _over_steps("Loss on the forget set", "forget/loss"),
             _lines("charts/accuracy", "Accuracy with the retained data"),
             _final("Accuracy on the forget set", "forget_accuracy"),
+            _over_steps("Accuracy on what earlier requests took", "earlier/accuracy"),
             _bars("Average gap to the retrained model, and between two of those", "final/average_gap", "final/floor"),
             wr.WeavePanelSummaryTable(table_name="worst/remembered"),
         ],
