@@ -70,9 +70,11 @@ def print_stages(report: Report, console: Console | None = None) -> None:
         report: With stages.
         console: Where; None is the standard output.
     """
-    table = Table(title="Requests one after the other: unlearned (retrained)", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="Requests one after the other: unlearned (retrained)", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
     for heading in HEADINGS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in stage_rows(report):
         table.add_row(*map(Text, row))
     (console or Console()).print(table)

@@ -63,17 +63,16 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 
 def rows(report: Report) -> list[Row]:
-    """One row a metric: those of ``METRIC_NAMES`` in that order, then any other; last what a trained attack says, where one was trained."""
+    """One row a metric: those of ``METRIC_NAMES`` in that order, then any other."""
+    attack = {model: {"trained_attack": share} for model, share in report.trained_attack.items()}
+    measured = {model: {**report.models[model], **attack.get(model, {})} for model in in_order(report.models)}
     result = []
-    for metric in _sorted((metric for metrics in report.models.values() for metric in metrics), tuple(METRIC_NAMES)):
-        values = {model: report.models[model][metric] for model in in_order(report.models) if metric in report.models[model]}
-        result.append(_row(metric, values, report.sizes.get(metric.removesuffix("_accuracy"))))
-    return [*result, _row("trained_attack", report.trained_attack)] if report.trained_attack else result
-
-
-def _row(metric: str, values: Mapping[str, float], samples: int | None = None) -> Row:
-    gap = abs(values["unlearned"] - values["retrained"]) if {"unlearned", "retrained"} <= values.keys() else None
-    return Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap, samples)
+    for metric in _sorted((metric for metrics in measured.values() for metric in metrics), tuple(METRIC_NAMES)):
+        values = {model: metrics[metric] for model, metrics in measured.items() if metric in metrics}
+        gap = abs(values["unlearned"] - values["retrained"]) if {"unlearned", "retrained"} <= values.keys() else None
+        samples = report.sizes.get(metric.removesuffix("_accuracy"))
+        result.append(Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap, samples))
+    return result
 
 
 def number(value: float | None) -> str:
