@@ -11,7 +11,7 @@ from pgu_lightning.files import atomic_write
 from pgu_lightning.records import Report
 from pgu_lightning.report import plots, sweep_plots
 from pgu_lightning.report.stages import HEADINGS, stage_rows, stages_figure
-from pgu_lightning.report.sweep import FIGURES, Sweep, label, settings, varied
+from pgu_lightning.report.sweep import FIGURES, SHORT_NAMES, Sweep, label, settings, varied
 from pgu_lightning.report.table import KINDS, METRIC_MEANINGS, class_name, headline, in_order, number, rows
 
 _TEMPLATES = Environment(
@@ -66,7 +66,8 @@ def render_sweep_html(sweep: Sweep) -> str:
         settings=settings(sweep),
         keys=varied(sweep),
         label=label,
-        figures_of=FIGURES,
+        figures_of={name: value for name, value in FIGURES.items() if any(setting.values(value) for setting in settings(sweep))},
+        names=SHORT_NAMES,
         figures={name: plots.to_svg(figure) for name, figure in figures.items() if figure is not None},
     )
 

@@ -185,18 +185,31 @@ def gap_table(sweep: Sweep) -> tuple[list[str], list[list[float | None]]]:
     return [*names, "average_gap"] if names else [], [[setting.mean(value) for value in of] for setting in found]
 
 
-def forgetting(sweep: Sweep) -> tuple[str, Value]:
-    """How well the jobs forget, the lower the better, and what that is called: a gap where every job has a retrained model."""
+@dataclass(frozen=True)
+class Axis:
+    """A figure that is the better the lower, with its name in words."""
+
+    name: str
+    value: Value
+
+
+def forgetting_and_retention(sweep: Sweep) -> tuple[Axis, Axis]:
+    """What the front is about: distances from the retrained model where every job has one, else what is known without."""
     reports = [report for setting in settings(sweep) for report in setting.reports]
-    if all("forget_accuracy" in gaps(report) for report in reports):
-        return "forget accuracy, distance from the retrained model", lambda report: gaps(report)["forget_accuracy"]
-    return "estimated gap (no retrained model)", lambda report: report.estimated_gap
+    if all({"forget_accuracy", "test_accuracy"} <= gaps(report).keys() for report in reports):
+        return (
+            Axis("distance of the forget accuracy from the retrained model's", lambda report: gaps(report)["forget_accuracy"]),
+            Axis("test accuracy below the retrained model's", lambda report: _below(report, "retrained")),
+        )
+    return (
+        Axis("estimated gap (no retrained model)", lambda report: report.estimated_gap),
+        Axis("test accuracy below the original model's", lambda report: _below(report, "original")),
+    )
 
 
-def lost(report: Report) -> float | None:
-    """Test accuracy lost against the original model; below 0 where it gained."""
-    before, after = (metric(model, "test_accuracy")(report) for model in ("original", "unlearned"))
-    return None if before is None or after is None else before - after
+def _below(report: Report, model: str) -> float | None:
+    other, unlearned = (report.models.get(name, {}).get("test_accuracy") for name in (model, "unlearned"))
+    return None if other is None or unlearned is None else other - unlearned
 
 
 FIGURES: Mapping[str, Value] = {
@@ -209,6 +222,16 @@ FIGURES: Mapping[str, Value] = {
     "seconds": seconds("unlearn"),
 }
 """What the tables show of a job, by name."""
+
+SHORT_NAMES = {
+    "forget_accuracy": "forget accuracy",
+    "test_accuracy": "test accuracy",
+    "average_gap": "gap",
+    "floor": "gap of two retrained models",
+    "estimated_gap": "estimate",
+    "interference": "interference",
+    "seconds": "seconds",
+}
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -229,17 +252,11 @@ def sweep_table(sweep: Sweep) -> Table:
     """One row a setting: means over its seeds."""
     table = Table(min_width=72, caption="Means over the jobs that differ only in their seed.", caption_justify="left")
     table.add_column("setting", overflow="fold", min_width=20)
-    headings = {
-        "forget_accuracy": "forget",
-        "test_accuracy": "test",
-        "average_gap": "gap",
-        "estimated_gap": "estimate",
-        "seconds": "seconds",
-    }
-    for heading in (*headings.values(), "met"):
-        table.add_column(heading, justify="right")
+    shown = ("forget_accuracy", "test_accuracy", "average_gap", "estimated_gap", "seconds")
+    for heading in (*(SHORT_NAMES[name] for name in shown), "met"):
+        table.add_column(heading.removesuffix(" accuracy"), justify="right")
     for setting in settings(sweep):
-        cells = [number(setting.mean(FIGURES[name])) for name in headings]
+        cells = [number(setting.mean(FIGURES[name])) for name in shown]
         table.add_row(Text(setting.name), *cells, setting.fulfilled)
     return table
 

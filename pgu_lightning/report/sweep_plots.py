@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from matplotlib import colormaps
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from pgu_lightning.report.plots import FORGET, INK, OTHER, REFERENCE, bar_rows, legend, logarithmic, stacked
-from pgu_lightning.report.sweep import Setting, Sweep, forgetting, front, gap_table, lost, seconds, settings
-from pgu_lightning.report.table import METRIC_NAMES, number
+from pgu_lightning.report.sweep import Setting, Sweep, forgetting_and_retention, front, gap_table, seconds, settings
+from pgu_lightning.report.table import number
 
 
 def gap_map(sweep: Sweep) -> Figure | None:
@@ -21,21 +22,21 @@ def gap_map(sweep: Sweep) -> Figure | None:
     ax.grid(visible=False)
     highest = max(value for row in cells for value in row if value is not None) or 1.0
     shown = [[math.nan if value is None else value for value in row] for row in cells]
-    ax.imshow(shown, cmap="viridis", vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
+    colours, scale = colormaps["viridis"], PowerNorm(0.5, 0, highest)  # a root, so that one far setting leaves the others apart
+    ax.imshow(shown, cmap=colours, norm=scale, aspect="auto", interpolation="nearest")
     for y, row in enumerate(cells):
         for x, value in enumerate(row):
             if value is not None:
-                dark = sum(colormaps["viridis"](value / highest)[:3]) < 1.5
+                dark = sum(colours(scale(value))[:3]) < 1.5
                 ax.text(x, y, number(value), ha="center", va="center", fontsize=9, color="white" if dark else "black")
-    ax.set_xticks(range(len(columns)), [METRIC_NAMES.get(name, name).replace(" on ", "\non ") for name in columns])
-    ax.tick_params(axis="x", labelsize=8)
+    ax.set_xticks(range(len(columns)), ["\n".join(name.rsplit("_", 1)).replace("_", " ") for name in columns], parse_math=False)
     return figure
 
 
 def front_plot(sweep: Sweep) -> Figure | None:
-    """What is left to forget against what was lost, a point a setting; the line joins those that no other beats in both."""
-    x_name, x = forgetting(sweep)
-    points = [(place, setting.mean(x), setting.mean(lost)) for place, setting in enumerate(settings(sweep), 1)]
+    """Forgetting against retention, a point a setting; the line joins those that no other beats in both."""
+    x, y = forgetting_and_retention(sweep)
+    points = [(place, setting.mean(x.value), setting.mean(y.value)) for place, setting in enumerate(settings(sweep), 1)]
     known = [(place, left, cost) for place, left, cost in points if left is not None and cost is not None]
     if not known:
         return None
@@ -45,7 +46,7 @@ def front_plot(sweep: Sweep) -> Figure | None:
     ax.step(*zip(*best, strict=True), where="post", color=FORGET, linewidth=1.5, marker="o", markersize=8, mfc="none", label="not beaten")
     for place, left, cost in known:
         ax.annotate(str(place), (left, cost), (5, 4), textcoords="offset points", color=INK, fontsize=9)
-    ax.set(xlabel=x_name, ylabel="test accuracy lost")
+    ax.set(xlabel=x.name, ylabel=y.name)
     legend(ax)
     return figure
 
