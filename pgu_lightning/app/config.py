@@ -32,6 +32,7 @@ class Values:
     preflight: bool | Literal["only"]
     reference: bool
     floor: bool
+    attack_models: Annotated[int, Field(ge=0)]
     examples: Annotated[int, Field(ge=0)]
     objective: Literal["estimated_gap", "average_gap"]
     output_dir: str

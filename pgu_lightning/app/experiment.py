@@ -163,14 +163,14 @@ def prepare(config: DictConfig, output: Path) -> list[Task]:
     splits: list[Split] = []
     for request in requests:
         splits.append(request.split(data.train, [entry for split in splits for entry in split.entries()]))
+    methods: list[Method] = [instantiate(config.method, _convert_="all") for _ in requests]
     atomic_write(output / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
     tasks = []
     for number, request in enumerate(requests):
         folder = output / f"request-{number + 1}" if len(requests) > 1 else output
         own = OmegaConf.create({**config, "output_dir": str(folder)})
-        method: Method = instantiate(config.method, _convert_="all")
         loggers = tuple(instantiate(own.logger).values())
-        tasks.append(Task(own, data, request, splits[number], method, loggers, folder, tuple(splits[:number])))
+        tasks.append(Task(own, data, request, splits[number], methods[number], loggers, folder, tuple(splits[:number])))
     return tasks
 
 

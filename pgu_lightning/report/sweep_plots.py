@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from pgu_lightning.report.plots import FORGET, INK, OTHER, REFERENCE, bar_rows, legend, logarithmic, stacked
+from pgu_lightning.report.plots import FORGET, INK, OTHER, REFERENCE, bar_rows, legend, logarithmic, new_figure
 from pgu_lightning.report.sweep import Setting, Sweep, forgetting_and_retention, front, gap_table, seconds, settings
 from pgu_lightning.report.table import number
 
@@ -40,7 +40,7 @@ def front_plot(sweep: Sweep) -> Figure | None:
     known = [(place, left, cost) for place, left, cost in points if left is not None and cost is not None]
     if not known:
         return None
-    figure, (ax,) = stacked(4.2, 1)
+    figure, (ax,) = new_figure(4.2, 1)
     ax.scatter([left for _, left, _ in known], [cost for *_, cost in known], color=OTHER, s=36, label="setting", zorder=3)
     best = [known[index][1:] for index in front([(left, cost) for _, left, cost in known])]
     ax.step(*zip(*best, strict=True), where="post", color=FORGET, linewidth=1.5, marker="o", markersize=8, mfc="none", label="not beaten")
