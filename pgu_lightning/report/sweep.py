@@ -273,4 +273,4 @@ def print_sweep(sweep: Sweep, console: Console | None = None) -> None:
     if len(sweep.failed) < len(sweep.jobs):
         console.print(sweep_table(sweep))
     for job in sweep.failed:
-        console.print(Text(f"FAILED {job.folder} ({label(job, list(job.overrides))}): {job.error}", style="bold red"))
+        console.print(Text(f"FAILED {job.folder} ({label(job, varied(sweep))}): {job.error}", style="bold red"))

@@ -9,17 +9,21 @@ import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from pgu_lightning.app.config import ConfigError, check, nearest
-from tests.app.test_configs import IDS, NEEDS_DATA, OPTIONS, composed
+from tests.app.test_configs import CONF, composed
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=IDS)
-def test_every_option_is_good(group, option, tmp_path):
-    overrides = [f"{group}={option}"]
-    if option in NEEDS_DATA:
-        overrides.append(f"data.root={tmp_path}")
-    if option == "file":
-        overrides.append(f"forget.path={tmp_path / 'ids.txt'}")
-    check(composed(*overrides, tmp_path=tmp_path))
+def choices():
+    """The overrides that choose each config file."""
+    for path in sorted(CONF.glob("*/**/*.yaml")):
+        group, *option, last = path.relative_to(CONF).with_suffix("").parts
+        if not last.startswith("_"):
+            yield f"experiment={'/'.join(option)} data={last}" if group == "reduced" else f"{group}={'/'.join([*option, last])}"
+
+
+@pytest.mark.parametrize("overrides", list(choices()))
+def test_every_option_is_good(overrides, tmp_path):
+    more = [f"forget.path={tmp_path / 'ids.txt'}"] if overrides == "forget=file" else []
+    check(composed(*overrides.split(), *more, tmp_path=tmp_path))
 
 
 @pytest.mark.parametrize(
