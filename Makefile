@@ -11,7 +11,7 @@ help: ## What there is to make
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,sweep]'
 	@touch $@
 
 install: $(STAMP) ## A virtual environment, .venv, with the tested set of packages
@@ -35,7 +35,7 @@ ECOSYSTEM := .venv-ecosystem
 
 $(ECOSYSTEM)/.installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(ECOSYSTEM)
-	$(ECOSYSTEM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 --editable '.[test,vision]' peft
+	$(ECOSYSTEM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 --editable '.[test,vision,sweep]' peft
 	@touch $@
 
 test-ecosystem: $(ECOSYSTEM)/.installed ## The tests again beside torchvision, timm and peft, on the newest torch they need, with those that use them

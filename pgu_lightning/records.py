@@ -238,6 +238,7 @@ class Report:
         average_gap: Mean |unlearned - retrained| over the metrics that both have.
         floor: The same between two models retrained with different seeds.
         trained_attack: Share of the forget set that an attack takes for members, by model; it was trained on other models of both kinds.
+        estimated_gap: What validation data says of the gap, without a retrained model.
         interference: Relative squared change of the protected layers' response to the retained data.
         layers: The protected layers. Only their weights are updated, never their biases.
         frozen: The layers that were not updated, with the reason.
@@ -266,6 +267,7 @@ class Report:
     average_gap: float | None = None
     floor: float | None = None
     trained_attack: Mapping[str, float] = field(default_factory=dict)
+    estimated_gap: float | None = None
     interference: Interference = field(default_factory=Interference)
     layers: Mapping[str, LayerRecord] = field(default_factory=dict)
     frozen: Mapping[str, str] = field(default_factory=dict)

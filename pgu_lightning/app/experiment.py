@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -25,12 +26,13 @@ from torch.utils.data import Dataset
 from pgu_lightning import distributed
 from pgu_lightning.app import loggers
 from pgu_lightning.app.cache import Cache
+from pgu_lightning.app.config import ConfigError, check
 from pgu_lightning.app.gallery import gallery
 from pgu_lightning.app.show import ShowPreflight
 from pgu_lightning.app.worst import worst
 from pgu_lightning.callback import PGUCallback, retain_path
 from pgu_lightning.data import ImageData
-from pgu_lightning.evaluation import Scores, TrainedAttack, loss_histograms, model_metrics
+from pgu_lightning.evaluation import Scores, TrainedAttack, estimated_gap, loss_histograms, model_metrics
 from pgu_lightning.files import atomic_write, digest
 from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
@@ -54,6 +56,7 @@ class Task:
         data: Set up.
         request: What shall be forgotten.
         split: The training data in two parts.
+        method: How it shall be forgotten.
         output: Folder of the run, or of this request where there are several.
         earlier: What the requests before this one took.
         loggers: Lightning loggers, once the stage that forgets begins.
@@ -63,6 +66,7 @@ class Task:
     data: ImageData
     request: ForgetRequest
     split: Split
+    method: Method
     output: Path
     earlier: tuple[Split, ...] = ()
     loggers: tuple[Logger, ...] = ()
@@ -113,8 +117,16 @@ def run(config: DictConfig, output: Path) -> Report:
 
     Returns:
         What ``report.json`` holds.
+
+    Raises:
+        ConfigError: If the configuration or the request cannot be meant; nothing was written then.
     """
-    tasks, cache = prepare(config, output), Cache(Path(config.cache))
+    check(config)
+    try:
+        tasks = prepare(config, output)
+    except (InstantiationException, ValueError, TypeError, FileNotFoundError) as error:
+        raise ConfigError(str(error.__cause__ or error)) from error
+    cache = Cache(Path(config.cache))
     seconds = train_original(tasks[0], cache)
     reports = [fulfil(tasks[0], cache, seconds)]
     for before, task in pairwise(tasks):
@@ -144,8 +156,6 @@ def fulfil(task: Task, cache: Cache, seconds: Mapping[str, float]) -> Report:
 
 def prepare(config: DictConfig, output: Path) -> list[Task]:
     """Load the data and split it, for each request; whatever is wrong with one of them is refused here, before any work."""
-    if config.preflight not in (True, False, "only"):
-        raise ValueError(f"preflight must be true, false or only, got {config.preflight!r}")
     if config.preflight == "only" and OmegaConf.select(config, "method.settings.preflight") is None:
         raise ValueError(f"preflight=only needs a method that projects, such as method=pgu; {config.method._target_} does not.")
     L.seed_everything(config.seed, verbose=False)
@@ -157,12 +167,13 @@ def prepare(config: DictConfig, output: Path) -> list[Task]:
     splits: list[Split] = []
     for request in requests:
         splits.append(request.split(data.train, [entry for split in splits for entry in split.entries()]))
+    methods: list[Method] = [instantiate(config.method, _convert_="all") for _ in requests]
     atomic_write(output / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
     tasks = []
     for number, request in enumerate(requests):
         folder = output / f"request-{number + 1}" if len(requests) > 1 else output
         own = OmegaConf.create({**config, "output_dir": str(folder)})
-        tasks.append(Task(own, data, request, splits[number], folder, tuple(splits[:number])))
+        tasks.append(Task(own, data, request, splits[number], methods[number], folder, tuple(splits[:number])))
     return tasks
 
 
@@ -227,7 +238,7 @@ def forget(task: Task) -> Report:
     config = task.config
     L.seed_everything(config.seed, verbose=False)
     loggers.begin(task.loggers, RetainSpace.load(task.output / "retain.safetensors").protected, task.public_config())
-    method: Method = instantiate(config.method, _convert_="all")
+    method = task.method
     job = Job(
         module=task.load(task.output / "original.ckpt"),
         untrained=task.untrained,
@@ -288,15 +299,16 @@ def attack(task: Task, cache: Cache, scored: Mapping[str, Scored]) -> dict[str, 
 
 
 def evaluate(task: Task, name: str, model: Classifier) -> Scored:
-    """Scores and probabilities of one model on the forget set, the retained data, the test data and what earlier requests took.
+    """Scores and probabilities of one model on the forget set, the retained data, validation and test data, and what earlier requests took.
 
-    Test data of a class that an earlier request took is left out.
+    Validation and test data of a class that an earlier request took is left out.
     """
     model.to(task.trainer(logger=False).strategy.root_device)
     like = task.data.test_dataloader()
     gone = torch.tensor([label for split in task.earlier for label in split.classes], dtype=torch.int64)
-    test = View(task.data.test, (~torch.isin(task.data.test.targets, gone)).nonzero().flatten())
-    sets: dict[str, Dataset[Any]] = {"forget": task.split.forget, "retain": task.split.retain, "test": test}
+    held_out = {"validation": task.data.validation, "test": task.data.test}
+    kept = {name: View(part, (~torch.isin(part.targets, gone)).nonzero().flatten()) for name, part in held_out.items()}
+    sets: dict[str, Dataset[Any]] = {"forget": task.split.forget, "retain": task.split.retain, **kept}
     sets |= {f"request {number + 1}": split.forget for number, split in enumerate(task.earlier)}
     return {part: score(model, over(dataset, like), description=f"Scoring {name}: {part}") for part, dataset in sets.items()}
 
@@ -328,6 +340,7 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
         sizes=sizes(scores["original"], task.split),
         average_gap=average_gap(metrics["unlearned"], metrics["retrained"]) if "retrained" in metrics else None,
         floor=average_gap(metrics["retrained"], again) if again and "retrained" in metrics else None,
+        estimated_gap=_estimated_gap(task.split, scores) if "unlearned" in scores else None,
         histograms=loss_histograms(
             {name: {"forget": scores[name]["forget"], "test": alike(scores[name]["test"], task.split)} for name in shown}
         ),
@@ -351,3 +364,8 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
         print_report(report)
         print(f"{task.output / 'report.html'}")
     return report
+
+
+def _estimated_gap(split: Split, scores: Mapping[str, Mapping[str, Scores]]) -> float | None:
+    before, after = scores["original"], scores["unlearned"]
+    return estimated_gap(split.kind, after["forget"], before["validation"], after["validation"], split.classes)

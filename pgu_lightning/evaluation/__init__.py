@@ -2,7 +2,17 @@
 
 from pgu_lightning.evaluation.attack import TrainedAttack
 from pgu_lightning.evaluation.membership import MembershipAUC, auc_standard_error, mia_auc
-from pgu_lightning.evaluation.metrics import loss_histograms, model_metrics
+from pgu_lightning.evaluation.metrics import estimated_gap, loss_histograms, model_metrics
 from pgu_lightning.evaluation.scores import Scores, margin
 
-__all__ = ["MembershipAUC", "Scores", "TrainedAttack", "auc_standard_error", "loss_histograms", "margin", "mia_auc", "model_metrics"]
+__all__ = [
+    "MembershipAUC",
+    "Scores",
+    "TrainedAttack",
+    "auc_standard_error",
+    "estimated_gap",
+    "loss_histograms",
+    "margin",
+    "mia_auc",
+    "model_metrics",
+]

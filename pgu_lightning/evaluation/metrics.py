@@ -10,6 +10,7 @@ import torch
 from pgu_lightning.evaluation.membership import mia_auc
 from pgu_lightning.evaluation.scores import Scores
 from pgu_lightning.records import Histogram
+from pgu_lightning.requests import Kind
 
 LOSS_RANGE = (1e-6, 1e2)
 
@@ -50,6 +51,41 @@ def model_metrics(forget: Scores, retain: Scores | None, test: Scores | None, go
     if forget and same_kind:
         metrics["mia_auc"] = mia_auc(forget, same_kind)
     return metrics
+
+
+def estimated_gap(kind: Kind, forget: Scores, before: Scores, after: Scores, gone: tuple[int, ...] = ()) -> float | None:
+    """What can be said of the gap to a retrained model without one: how far the model is from what validation data says of unseen samples.
+
+    The mean of: the distance of the forget accuracy from the original's validation accuracy (samples) or from 0 (labels that are gone or
+    wrong); what validation accuracy lost; the distance of the membership AUC from 0.5, except for wrong labels, which a retrained model
+    tells from right ones too. An estimate to compare settings by, no substitute for a reference.
+
+    Args:
+        kind: Of the request.
+        forget: The forget samples under the unlearned model.
+        before: The validation samples under the original model.
+        after: The same under the unlearned model.
+        gone: The labels that are forgotten entirely.
+
+    Returns:
+        A number in [0, 1]; None without validation data that should still work.
+
+    Example:
+        >>> right, wrong = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> scores = Scores.of(torch.cat([right, wrong]), torch.tensor([0, 0]))
+        >>> estimated_gap("samples", forget=scores, before=scores, after=scores)
+        0.0
+    """
+    parts = [(part, torch.isin(part.label, torch.tensor(gone, dtype=torch.int64))) for part in (before, after)]
+    kept = [part.select(~is_gone) for part, is_gone in parts]
+    alike = after.select(parts[1][1]) if gone else after
+    if not kept[0]:
+        return None
+    aim = kept[0].accuracy if kind == "samples" else 0.0
+    terms = [abs(forget.accuracy - aim), max(0.0, kept[0].accuracy - kept[1].accuracy)]
+    if kind != "poison" and alike:
+        terms.append(abs(mia_auc(forget, alike) - 0.5))
+    return sum(terms) / len(terms)
 
 
 def loss_histograms(scores: Mapping[str, Mapping[str, Scores]], bins: int = 40) -> dict[str, dict[str, Histogram]]:

@@ -9,8 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pgu_lightning.files import atomic_write
 from pgu_lightning.records import Report
-from pgu_lightning.report import plots
+from pgu_lightning.report import plots, sweep_plots
 from pgu_lightning.report.stages import HEADINGS, stage_rows, stages_figure
+from pgu_lightning.report.sweep import FIGURES, SHORT_NAMES, Sweep, label, settings, varied
 from pgu_lightning.report.table import KINDS, METRIC_MEANINGS, class_name, headline, in_order, number, percent, rows
 
 TEMPLATES = Environment(
@@ -75,4 +76,32 @@ def write_html(report: Report, path: str | Path) -> Path:
         ``path``.
     """
     page = render_html(report)
+    return atomic_write(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def render_sweep_html(sweep: Sweep) -> str:
+    """The jobs of a sweep as one HTML page, with nothing fetched either."""
+    figures = {figure.__name__: figure(sweep) for figure in (sweep_plots.gap_map, sweep_plots.front_plot, sweep_plots.time_bars)}
+    return TEMPLATES.get_template("sweep.html.jinja").render(
+        sweep=sweep,
+        settings=settings(sweep),
+        keys=varied(sweep),
+        label=label,
+        figures_of={name: value for name, value in FIGURES.items() if any(setting.values(value) for setting in settings(sweep))},
+        names=SHORT_NAMES,
+        figures={name: plots.to_svg(figure) for name, figure in figures.items() if figure is not None},
+    )
+
+
+def write_sweep_html(sweep: Sweep, path: str | Path) -> Path:
+    """Write ``sweep.html`` atomically.
+
+    Args:
+        sweep: What to write.
+        path: Where.
+
+    Returns:
+        ``path``.
+    """
+    page = render_sweep_html(sweep)
     return atomic_write(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))

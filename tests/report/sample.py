@@ -1,4 +1,4 @@
-"""Reports made by hand: one with everything, one with as little as may be."""
+"""Reports made by hand: one with everything, one with as little as may be; and a sweep of some."""
 
 import base64
 import io
@@ -20,7 +20,9 @@ from pgu_lightning.records import (
     Report,
     RequestRecord,
     WorstSample,
+    average_gap,
 )
+from pgu_lightning.report import Sweep, SweepJob, without_details
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -184,3 +186,31 @@ def picture(seed: int) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def sweep() -> Sweep:
+    """Two requests by two methods with two seeds; the last job failed, with an error that would run as a script."""
+    jobs = []
+    for forget in ("class", "samples"):
+        for method in ("pgu", "pgu_paper"):
+            for seed in (0, 1):
+                number = len(jobs)
+                overrides = {"forget": forget, "method": method, "seed": str(seed), "model.epochs": "2"}
+                if number == 7:
+                    jobs.append(SweepJob("7", overrides, error=f"ValueError: {HOSTILE} of nothing"))
+                    continue
+                models = {
+                    "original": {"forget_accuracy": 1.0, "test_accuracy": 0.95},
+                    "unlearned": {"forget_accuracy": 0.011 * number, "test_accuracy": 0.94 - 0.007 * number},
+                    "retrained": {"forget_accuracy": 0.005, "test_accuracy": 0.93},
+                }
+                report = rich().replace(
+                    models=models,
+                    average_gap=average_gap(models["unlearned"], models["retrained"]),
+                    estimated_gap=0.0123 * (number + 1),
+                    seconds={"unlearn": 1.5 + number, "retrain": 12.25},
+                    method=MethodRecord(method, False),
+                    seed=seed,
+                )
+                jobs.append(SweepJob(str(number), overrides, report=without_details(report)))
+    return Sweep("sweeps/some", tuple(jobs))
