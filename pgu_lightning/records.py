@@ -156,10 +156,10 @@ class Preflight:
     samples: int
     survives: float | None = None
     interference: float | None = None
-    drift: float = 0.0
     accuracy_error: float | None = None
     warnings: tuple[str, ...] = ()
     refusal: str | None = None
+    drift: float = 0.0
 
 
 @dataclass(frozen=True)
