@@ -308,8 +308,8 @@ class PGUCallback(L.Callback):
             )
         if state["phase"] == Phase.UNLEARN.value and state["space"] != self._given:
             raise RuntimeError(
-                f"{path} was saved while unlearning with another retain space than this one. Give the one that it began with; if the request "
-                "was fulfilled since then, that file no longer contains the forget set, and there is nothing to resume."
+                f"{path} was saved while unlearning with another retain space than this one. Give the one that it began with; if "
+                "the request was fulfilled since then, that file no longer contains the forget set, and there is nothing to resume."
             )
         done = Report.from_json(state["report"], str(path)) if state["phase"] == Phase.DONE.value else None
         if self._switch_at is not None:

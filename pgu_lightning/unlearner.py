@@ -320,9 +320,7 @@ class Unlearner:
         return {
             "guard": self.guard.state_dict(),
             "best": self._best,
-            "history": [
-                {**vars(epoch), "forget": _plain(epoch.forget), "validation": _plain(epoch.validation)} for epoch in self.history
-            ],
+            "history": [{**vars(epoch), "forget": _plain(epoch.forget), "validation": _plain(epoch.validation)} for epoch in self.history],
             "losses": list(self._losses),
             "steps": self._steps,
             "skipped": self._skipped,
@@ -341,11 +339,11 @@ class Unlearner:
             Epoch(**{**epoch, **{part: epoch[part] and Scores(**epoch[part]) for part in ("forget", "validation")}})
             for epoch in state["history"]
         )
-        theirs, ours = first.forget.loss, self.history[0].forget.loss
+        theirs, ours = first.forget.margin, self.history[0].forget.margin
         # Loose enough for another device; other samples are further away.
         if len(theirs) != len(ours) or not torch.allclose(theirs, ours, rtol=0.05, atol=0.05):
             raise ValueError(
-                "The forget set is not the one of the checkpoint: the original model's losses on it are others. Give the same data in the "
+                "The forget set is not the one of the checkpoint: the original model's answers on it are others. Give the same data in the "
                 "same order, or start again from the trained model."
             )
         self.guard.load_state_dict(state["guard"])

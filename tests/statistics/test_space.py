@@ -154,6 +154,13 @@ def test_numbers_that_cannot_be_right(space, tmp_path, spoil, message):
         RetainSpace.load(path)
 
 
+def test_what_was_read_stays_when_the_file_changes(space, tmp_path):
+    path = space.save(tmp_path / "a.safetensors")
+    read = RetainSpace.load(path)
+    path.write_bytes(b"")
+    same(space, read)
+
+
 @contextmanager
 def full_disk(room):
     """No file may grow beyond ``room`` bytes."""
