@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from pgu_lightning.files import digest
+from pgu_lightning.loaders import over
 from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace, fingerprint, survey
 from pgu_lightning.takeover import Takeover, refuse_strategy, watch_saves
 from pgu_lightning.unlearner import Settings
-from pgu_lightning.unlearning_fit import UnlearningFit, over
+from pgu_lightning.unlearning_fit import UnlearningFit
 
 
 class Phase(StrEnum):
@@ -102,6 +103,7 @@ class PGUCallback(L.Callback):
         self._split: Split
         self._train: DataLoader[Any]
         self._given = ""  # says which retain space was given, if one was
+        self._was_fulfilled = False
         self._saved: dict[Path, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -124,16 +126,24 @@ class PGUCallback(L.Callback):
         if self._request is None:
             return
         self._train = self._takeover.train_loader()
-        self._split = self._request.split(self._train.dataset)
         if self._retain_space is None:
+            self._split = self._request.split(self._train.dataset)
             self._check_switch(trainer)
             return
         given = self._retain_space
         self.space = given if isinstance(given, RetainSpace) else RetainSpace.load(given)
         self.space.check_layers(pl_module)
         self._given = digest([repr(self.space.provenance)])
+        self._split_again(self._request, self.space)
         self._check_size(len(self._split.forget) + len(self._split.retain))
         self._enter(trainer, pl_module, list(self.space.protected), running=False)
+
+    def _split_again(self, request: ForgetRequest, space: RetainSpace) -> None:
+        """Split the training data, and note whether the space says that this very request is fulfilled: a resumed run may be done."""
+        entries = request.split(self._train.dataset).entries()
+        others = [earlier for earlier in space.provenance.fulfilled if not entries or earlier.entries != entries]
+        self._was_fulfilled = len(others) < len(space.provenance.fulfilled)
+        self._split = request.split(self._train.dataset, {entry for earlier in others for entry in earlier.entries})
 
     def _check_size(self, samples: int) -> None:
         assert self._request is not None
@@ -175,7 +185,8 @@ class PGUCallback(L.Callback):
             self.space = self._collect_retained(trainer, module)
         assert self.space is not None
         self.space.check(module)
-        self._split.check({entry for request in self.space.provenance.fulfilled for entry in request.entries})
+        if self._was_fulfilled:
+            raise ValueError("Already forgotten: the retain space says that this very request was fulfilled. There is nothing left to do.")
         self._fit.begin(self.space, contains_forget=self._switch_at is None)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -311,6 +322,11 @@ class PGUCallback(L.Callback):
                 f"{path} was saved while unlearning with another retain space than this one. Give the one that it began with; if "
                 "the request was fulfilled since then, that file no longer contains the forget set, and there is nothing to resume."
             )
+        if state["phase"] == Phase.DONE.value and self._request.everything:
+            raise RuntimeError(
+                f"{path} is the result of a request that is fulfilled; of everything=True it cannot be told whether it was this one. Load "
+                "its weights, with YourModule.load_from_checkpoint(path), and leave ckpt_path out."
+            )
         done = Report.from_json(state["report"], str(path)) if state["phase"] == Phase.DONE.value else None
         if self._switch_at is not None:
             self._enter(trainer, module, list(done.layers if done else state["fit"]["unlearner"]["guard"]["original"]), running=False)
@@ -322,9 +338,8 @@ class PGUCallback(L.Callback):
     def _take_over_result(self, trainer: L.Trainer, report: Report, beside: Path) -> None:
         """Everything is done already, except perhaps for the last file."""
         self._phase, self.report = Phase.DONE, report
-        before = self.space
         self.space = RetainSpace.load(beside) if beside.is_file() else None
-        if before is not None and self._split.digest not in {request.digest for request in before.provenance.fulfilled}:
+        if not self._was_fulfilled:
             self._replace_file(trainer)
 
     def _checkpoint_saved(self, trainer: L.Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -320,7 +320,7 @@ class Unlearner:
         return {
             "guard": self.guard.state_dict(),
             "best": self._best,
-            "history": [{**vars(epoch), "forget": _plain(epoch.forget), "validation": _plain(epoch.validation)} for epoch in self.history],
+            "history": [epoch.plain() for epoch in self.history],
             "losses": list(self._losses),
             "steps": self._steps,
             "skipped": self._skipped,
@@ -335,10 +335,7 @@ class Unlearner:
         Raises:
             ValueError: If it was taken with another forget set, or of other layers.
         """
-        first, *later = (
-            Epoch(**{**epoch, **{part: epoch[part] and Scores(**epoch[part]) for part in ("forget", "validation")}})
-            for epoch in state["history"]
-        )
+        first, *later = map(Epoch.of, state["history"])
         theirs, ours = first.forget.margin, self.history[0].forget.margin
         # Loose enough for another device; other samples are further away.
         if len(theirs) != len(ours) or not torch.allclose(theirs, ours, rtol=0.05, atol=0.05):
@@ -404,7 +401,3 @@ class Unlearner:
             )
             for epoch in self.history
         )
-
-
-def _plain(scores: Scores | None) -> dict[str, Tensor] | None:
-    return None if scores is None else dict(vars(scores))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -13,9 +15,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace, collect
+from pgu_lightning.records import Report
 from pgu_lightning.statistics import fingerprint
 from pgu_lightning.stopping import Epochs
 from pgu_lightning.unlearner import Settings
+from tests.helpers.processes import run_script
 from tests.helpers.toys import CLASSES, FEATURES, blobs, trainer
 
 pytestmark = [
@@ -358,3 +362,49 @@ def test_another_forget_set_is_not_resumed(saved, learned):
             return DataLoader(blobs(160, seed=5), 32)
 
     refused(Mlp(), separate(learned)(), saved / "separate" / "last.ckpt", "The forget set is not the one of the checkpoint", Others())
+
+
+# Killed
+
+
+SCRIPT = Path(__file__).parent / "scripts" / "resume.py"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What a whole run on so many processes leaves."""
+
+    @functools.cache
+    def run(devices):
+        folder = tmp_path_factory.mktemp(f"{devices}")
+        run_script(SCRIPT, str(devices), str(folder), "no", "no")
+        return torch.load(folder / "0.pt", weights_only=True)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("devices", "phase"),
+    [
+        pytest.param(devices, phase, marks=[] if (devices, phase) in ((1, "collecting"), (2, "unlearning")) else pytest.mark.slow)
+        for devices in (1, 2)
+        for phase in ("learning", "collecting", "between", "unlearning", "saving")
+    ],
+)
+def test_killed(uninterrupted, tmp_path, devices, phase):
+    run_script(SCRIPT, str(devices), str(tmp_path), phase, "no", killed=True)
+    assert not (tmp_path / "0.pt").exists()
+    checkpoint = tmp_path / "last.ckpt"
+    if phase == "saving":  # Lightning's own file is half written: the other one is whole
+        assert checkpoint.stat().st_size == 1000
+        (checkpoint,) = tmp_path.glob("epoch=*.ckpt")
+    run_script(SCRIPT, str(devices), str(tmp_path), "no", str(checkpoint))
+    whole = uninterrupted(devices)
+    for rank in range(devices):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for part in ("state", "grams"):
+            for name, value in whole[part].items():
+                torch.testing.assert_close(found[part][name], value, rtol=1e-6, atol=1e-6)
+        ours, theirs = (Report.from_json(result["report"], phase) for result in (whole, found))
+        assert theirs.outcome == ours.outcome
+        assert [point.step for point in theirs.curve] == [point.step for point in ours.curve]

@@ -32,6 +32,7 @@ from pgu_lightning.callback import PGUCallback, retain_path
 from pgu_lightning.data import ImageData
 from pgu_lightning.evaluation import Scores, TrainedAttack, loss_histograms, model_metrics
 from pgu_lightning.files import atomic_write, digest
+from pgu_lightning.loaders import over
 from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
@@ -39,7 +40,7 @@ from pgu_lightning.records import EarlierRequest, MethodRecord, Report, Stage, a
 from pgu_lightning.report import MODELS, print_report, print_stages, write_html
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace
-from pgu_lightning.unlearning_fit import environment, over, request_record
+from pgu_lightning.unlearning_fit import environment, request_record
 from pgu_lightning.views import View
 
 Scored = Mapping[str, tuple[Scores, Tensor]]
