@@ -49,7 +49,7 @@ def half_a_move(source, target):
     if Path(target).name == "last.ckpt":
         Path(target).write_bytes(Path(source).read_bytes()[:1000])
         kill()
-    os.replace(source, target)
+    Path(source).replace(target)
 
 
 def collect_half(module, *arguments, **options):
