@@ -26,6 +26,7 @@ from pgu_lightning import distributed
 from pgu_lightning.app import loggers
 from pgu_lightning.app.cache import Cache
 from pgu_lightning.app.gallery import gallery
+from pgu_lightning.app.lock import hold
 from pgu_lightning.app.show import ShowPreflight
 from pgu_lightning.app.worst import worst
 from pgu_lightning.callback import PGUCallback, retain_path
@@ -114,14 +115,18 @@ def run(config: DictConfig, output: Path) -> Report:
 
     Returns:
         What ``report.json`` holds.
+
+    Raises:
+        RuntimeError: If another run writes to the same folder.
     """
-    tasks, cache = prepare(config, output), Cache(Path(config.cache))
-    seconds = train_original(tasks[0], cache)
-    reports = [fulfil(tasks[0], cache, seconds)]
-    for before, task in pairwise(tasks):
-        hand_over(before.output, task.output)
-        reports.append(fulfil(task, cache, seconds))
-    return conclude(output, reports) if len(tasks) > 1 else reports[0]
+    with hold(output):
+        tasks, cache = prepare(config, output), Cache(Path(config.cache))
+        seconds = train_original(tasks[0], cache)
+        reports = [fulfil(tasks[0], cache, seconds)]
+        for before, task in pairwise(tasks):
+            hand_over(before.output, task.output)
+            reports.append(fulfil(task, cache, seconds))
+        return conclude(output, reports) if len(tasks) > 1 else reports[0]
 
 
 def fulfil(task: Task, cache: Cache, seconds: Mapping[str, float]) -> Report:
