@@ -3,7 +3,7 @@
 Private parts of Lightning that are used here: ``fit_loop._data_source`` (``instance``, ``dataloader()``), ``fit_loop._combined_loader``
 and the validation loop's ``_data_source``. Undocumented: ``fit_loop.setup_data``, ``fit_loop.min_epochs``, ``strategy.setup_optimizers``,
 ``fit_loop.run``, ``fit_loop.on_run_start``, ``fit_loop.on_run_end`` and ``strategy.{load,save,remove}_checkpoint``.
-``tests/test_takeover.py`` notices when one of them changes.
+``tests/test_takeover.py`` and ``tests/test_resume.py`` notice when one of them changes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Takeover:
     def watch_load(self, loaded: Callable[[Mapping[str, Any], Path], object]) -> None:
         """Call ``loaded`` with the checkpoint that the fit shall go on from, and its path, before anything is restored from it.
 
-        So what the checkpoint's phase needs, its optimizer above all, is in place when Lightning restores it.
+        So what the checkpoint's phase needs, its optimizer above all, is in place when Lightning restores it. (A strategy with
+        ``restore_checkpoint_after_setup`` reads right into model and optimizer: with one, ``loaded`` would have to come before ``load``.)
         """
         strategy = self._trainer.strategy
         load = strategy.load_checkpoint
