@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
+from pgu_lightning.files import digest
+from pgu_lightning.loaders import over
 from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace, fingerprint, survey
 from pgu_lightning.takeover import Takeover, refuse_strategy, watch_saves
 from pgu_lightning.unlearner import Settings
-from pgu_lightning.unlearning_fit import UnlearningFit, over
+from pgu_lightning.unlearning_fit import UnlearningFit
 
 
 class Phase(StrEnum):
@@ -97,6 +101,9 @@ class PGUCallback(L.Callback):
         self._takeover: Takeover
         self._fit: UnlearningFit
         self._split: Split
+        self._train: DataLoader[Any]
+        self._given = ""  # says which retain space was given, if one was
+        self._was_fulfilled = False
         self._saved: dict[Path, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -114,21 +121,29 @@ class PGUCallback(L.Callback):
         refuse_strategy(trainer.strategy)
         watch_saves(trainer, self._checkpoint_saved, self._checkpoint_removed)
         self._phase, self._takeover, self.report = Phase.LEARN, Takeover(trainer, pl_module), None
+        self._takeover.watch_load(partial(self._loaded, trainer, pl_module))
         survey(pl_module, self._patterns)
         if self._request is None:
             return
-        samples = self._takeover.train_loader().dataset
+        self._train = self._takeover.train_loader()
         if self._retain_space is None:
-            self._split = self._request.split(samples)
+            self._split = self._request.split(self._train.dataset)
             self._check_switch(trainer)
             return
         given = self._retain_space
         self.space = given if isinstance(given, RetainSpace) else RetainSpace.load(given)
-        self.space.check(pl_module)
-        earlier = {entry for request in self.space.provenance.fulfilled for entry in request.entries}
-        self._split = self._request.split(samples, earlier)
+        self.space.check_layers(pl_module)
+        self._given = digest([repr(self.space.provenance)])
+        self._split_again(self._request, self.space)
         self._check_size(len(self._split.forget) + len(self._split.retain))
-        self._enter(trainer, pl_module, running=False)
+        self._enter(trainer, pl_module, list(self.space.protected), running=False)
+
+    def _split_again(self, request: ForgetRequest, space: RetainSpace) -> None:
+        """Split the training data, and note whether the space says that this very request is fulfilled: a resumed run may be done."""
+        entries = request.split(self._train.dataset).entries()
+        others = [earlier for earlier in space.provenance.fulfilled if not entries or earlier.entries != entries]
+        self._was_fulfilled = len(others) < len(space.provenance.fulfilled)
+        self._split = request.split(self._train.dataset, {entry for earlier in others for entry in earlier.entries})
 
     def _check_size(self, samples: int) -> None:
         assert self._request is not None
@@ -147,12 +162,11 @@ class PGUCallback(L.Callback):
         if trainer.max_epochs not in (None, -1) and trainer.max_epochs <= self._switch_at:
             raise ValueError(f"max_epochs={trainer.max_epochs} counts both phases: it must be above switch_at_epoch={self._switch_at}.")
 
-    def _enter(self, trainer: L.Trainer, module: L.LightningModule, running: bool) -> None:
-        assert self.space is not None
+    def _enter(self, trainer: L.Trainer, module: L.LightningModule, protected: Sequence[str], running: bool) -> None:
         self._phase = Phase.UNLEARN
-        fulfilled = self.space.provenance.fulfilled
+        fulfilled = self.space.provenance.fulfilled if self.space is not None else ()
         self._fit = UnlearningFit(trainer, module, self._takeover, self._split, self._settings, self._patterns, fulfilled)
-        self._fit.enter(list(self.space.protected), running)
+        self._fit.enter(protected, running)
 
     # Learning, and the switch
 
@@ -161,8 +175,19 @@ class PGUCallback(L.Callback):
         if self._request is not None:
             self._takeover.hold_open()
         if self._phase is Phase.UNLEARN:
-            assert self.space is not None
-            self._fit.begin(self.space, contains_forget=True)
+            self._begin(trainer, pl_module)
+        elif self._phase is Phase.DONE:
+            self._takeover.end_fit()
+
+    def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._fit.restore_original()
+        if self._switch_at is not None:
+            self.space = self._collect_retained(trainer, module)
+        assert self.space is not None
+        self.space.check(module)
+        if self._was_fulfilled:
+            raise ValueError("Already forgotten: the retain space says that this very request was fulfilled. There is nothing left to do.")
+        self._fit.begin(self.space, contains_forget=self._switch_at is None)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Switch when it is time; while unlearning, no other callback ends the fit."""
@@ -175,12 +200,16 @@ class PGUCallback(L.Callback):
             self._fit.start_epoch()
 
     def _switch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        started = time.perf_counter()
-        retained = over(self._split.retain, self._takeover.train_loader())
-        self.space = collect(module, retained, layers=self._patterns, trainer=trainer, description="Collecting the retained data")
-        self.seconds["collect"] = time.perf_counter() - started
-        self._enter(trainer, module, running=True)
+        self.space = self._collect_retained(trainer, module)
+        self._enter(trainer, module, list(self.space.protected), running=True)
         self._fit.begin(self.space, contains_forget=False)
+
+    def _collect_retained(self, trainer: L.Trainer, module: L.LightningModule) -> RetainSpace:
+        started = time.perf_counter()
+        retained = over(self._split.retain, self._train)
+        space = collect(module, retained, layers=self._patterns, trainer=trainer, description="Collecting the retained data")
+        self.seconds["collect"] = time.perf_counter() - started
+        return space
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Try the first batch of all before work is spent; while unlearning, see that no part went back to training mode."""
@@ -207,12 +236,12 @@ class PGUCallback(L.Callback):
         """After learning: collect. After unlearning: keep the right weights, write the reduced statistics, report."""
         if self._phase is Phase.UNLEARN:
             self._finish(trainer)
-        elif self._request is not None:
+        elif self._phase is Phase.LEARN and self._request is not None:
             raise RuntimeError(
                 f"The fit ended after epoch {trainer.current_epoch}, before it switched to unlearning at epoch {self._switch_at}: nothing "
                 "was forgotten. Unlearn in a fit of its own, with retain_space=."
             )
-        else:
+        elif self._phase is Phase.LEARN:
             started = time.perf_counter()
             self.space = collect(pl_module, self._takeover.train_loader(), layers=self._patterns, trainer=trainer)
             self.seconds["collect"] = time.perf_counter() - started
@@ -226,10 +255,17 @@ class PGUCallback(L.Callback):
         if self._settings.preflight == "only":
             return
         self.space = self._fit.space
-        fulfilled = report.outcome is not None and report.outcome.fulfilled
-        if fulfilled and isinstance(self._retain_space, (str, Path)) and trainer.is_global_zero:
-            self.space.save(self._retain_space)
+        # The file goes last: a run that is killed before it is written is resumed from a checkpoint, and writes it then.
         self._takeover.save_final()
+        self._replace_file(trainer)
+
+    def _replace_file(self, trainer: L.Trainer) -> None:
+        if self._fulfilled and self.space is not None and isinstance(self._retain_space, (str, Path)) and trainer.is_global_zero:
+            self.space.save(self._retain_space)
+
+    @property
+    def _fulfilled(self) -> bool:
+        return self.report is not None and self.report.outcome is not None and self.report.outcome.fulfilled
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give back what was replaced."""
@@ -244,30 +280,67 @@ class PGUCallback(L.Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The phase, so that a checkpoint from the middle of unlearning is not taken for one from learning."""
-        return {"phase": self._phase.value}
+        """Where the fit stands, as tensors and plain values.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that the fit can go on from here.
+        Until the request is fulfilled that includes the original weights; then it does not.
+        """
+        state = {"phase": Phase.LEARN.value, "saved": {str(path): weights for path, weights in self._saved.items()}}
+        if self._phase is Phase.DONE and self.report is not None and self._fulfilled:
+            return {**state, "phase": Phase.DONE.value, "request": self._identity(), "report": self.report.to_json()}
+        fit = None if self._phase is Phase.LEARN else self._fit.state_dict()
+        if fit is None:
+            return state
+        return {**state, "phase": Phase.UNLEARN.value, "request": self._identity(), "space": self._given, "fit": fit}
+
+    def _identity(self) -> list[str]:
+        """What must be the same in a fit that is resumed: kind and digest of the request, and how unlearning begins."""
+        return [self._split.kind, self._split.digest, "retain_space" if self._switch_at is None else "switch_at_epoch"]
+
+    def _loaded(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Go to the phase of the checkpoint that the fit is resumed from.
 
         Raises:
-            RuntimeError: If the checkpoint was saved while unlearning.
+            RuntimeError: If this fit cannot go on from there.
         """
-        if state_dict["phase"] == Phase.UNLEARN.value:
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {"phase": Phase.LEARN.value, "saved": {}})
+        self._saved = {Path(file): weights for file, weights in state["saved"].items()} | {path: fingerprint(checkpoint["state_dict"])}
+        if state["phase"] == Phase.LEARN.value:
+            if self._phase is Phase.UNLEARN:
+                raise RuntimeError(
+                    f"{path} was not saved while unlearning, so this fit cannot go on from it. To unlearn that model load its weights, "
+                    "with YourModule.load_from_checkpoint(path), and leave ckpt_path out."
+                )
+            return
+        if self._request is None or state["request"] != self._identity():
             raise RuntimeError(
-                "This checkpoint was saved in the middle of unlearning, which cannot be resumed: start from the trained model's."
+                f"{path} was saved by a fit that unlearns, for another request than this callback's or begun in another way. To resume it "
+                "give the same forget= and retain_space= or switch_at_epoch=; to use its weights for something else load them, with "
+                "YourModule.load_from_checkpoint(path), and leave ckpt_path out."
             )
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume a learning fit as an unlearning one: its optimizer and loops are others.
-
-        Raises:
-            RuntimeError: If a fit that unlearns was given a checkpoint to resume from.
-        """
-        if self._phase is Phase.UNLEARN:
+        if state["phase"] == Phase.UNLEARN.value and state["space"] != self._given:
             raise RuntimeError(
-                "Do not give ckpt_path to a fit that unlearns: load the weights first, with YourModule.load_from_checkpoint(path)."
+                f"{path} was saved while unlearning with another retain space than this one. Give the one that it began with; if "
+                "the request was fulfilled since then, that file no longer contains the forget set, and there is nothing to resume."
             )
+        if state["phase"] == Phase.DONE.value and self._request.everything:
+            raise RuntimeError(
+                f"{path} is the result of a request that is fulfilled; of everything=True it cannot be told whether it was this one. Load "
+                "its weights, with YourModule.load_from_checkpoint(path), and leave ckpt_path out."
+            )
+        done = Report.from_json(state["report"], str(path)) if state["phase"] == Phase.DONE.value else None
+        if self._switch_at is not None:
+            self._enter(trainer, module, list(done.layers if done else state["fit"]["unlearner"]["guard"]["original"]), running=False)
+        if done is None:
+            self._fit.resume(state["fit"])
+        else:
+            self._take_over_result(trainer, done, retain_path(path))
+
+    def _take_over_result(self, trainer: L.Trainer, report: Report, beside: Path) -> None:
+        """Everything is done already, except perhaps for the last file."""
+        self._phase, self.report = Phase.DONE, report
+        self.space = RetainSpace.load(beside) if beside.is_file() else None
+        if not self._was_fulfilled:
+            self._replace_file(trainer)
 
     def _checkpoint_saved(self, trainer: L.Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
         self._saved[path] = fingerprint(checkpoint["state_dict"])

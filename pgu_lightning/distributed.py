@@ -77,6 +77,9 @@ class SharedOrder(DistributedSampler[int]):
         size: Samples in an epoch, over all processes; beyond ``rows`` a new order begins.
         seed: With the epoch, what the order depends on.
 
+    Attributes:
+        start: How many of this process's samples are passed over when iterating.
+
     Example:
         >>> sorted(SharedOrder(rows=3, size=3))
         [0, 1, 2]
@@ -85,11 +88,16 @@ class SharedOrder(DistributedSampler[int]):
     def __init__(self, rows: int, size: int, seed: int = 0) -> None:
         super().__init__(range(rows), num_replicas=world(), rank=rank(), seed=seed)  # type: ignore[arg-type]
         self._rows, self._size = rows, size
+        self.start = 0
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> Tensor:
+        """This process's samples of the whole epoch, in order."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         orders = [torch.randperm(self._rows, generator=generator) for _ in range(-(-self._size // self._rows))]
-        return iter(torch.cat(orders)[: self._size][rank() :: world()].tolist())
+        return torch.cat(orders)[: self._size][rank() :: world()]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order()[self.start :].tolist())
 
     def __len__(self) -> int:
         return len(range(rank(), self._size, world()))

@@ -79,7 +79,8 @@ def read_tensors(path: Path, form: str, again: str) -> tuple[dict[str, str], dic
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copies: what is read is a map of the file, and would change with it, or crash the process when it is cut short.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}). {again}") from error
     if metadata.get("format") != form:

@@ -287,8 +287,12 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write ``report.json`` atomically."""
-        text = _ADAPTER.dump_json(self, indent=1)
-        atomic_write(path, lambda temporary: temporary.write_bytes(text))
+        text = self.to_json()
+        atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def to_json(self) -> str:
+        """What ``save`` writes."""
+        return _ADAPTER.dump_json(self, indent=1).decode()
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
@@ -297,13 +301,26 @@ class Report:
         Raises:
             ValueError: If the file is not a report of this schema.
         """
+        return cls.from_json(Path(path).read_bytes(), str(path))
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> Report:
+        """Read what ``to_json`` gave.
+
+        Args:
+            text: The report.
+            source: Where it comes from, for errors.
+
+        Raises:
+            ValueError: If it is not a report of this schema.
+        """
         try:
-            report = _ADAPTER.validate_json(Path(path).read_bytes())
+            report = _ADAPTER.validate_json(text)
         except ValidationError as error:
-            raise ValueError(f"{path} is not a report of pgu-lightning (schema {SCHEMA}): {error}") from error
+            raise ValueError(f"{source} is not a report of pgu-lightning (schema {SCHEMA}): {error}") from error
         if report.schema != SCHEMA:
             raise ValueError(
-                f"{path} has report schema {report.schema}, this version reads {SCHEMA}: rebuild it with the version that wrote it."
+                f"{source} has report schema {report.schema}, this version reads {SCHEMA}: rebuild it with the version that wrote it."
             )
         return report
 

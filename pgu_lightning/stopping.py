@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -35,6 +35,16 @@ class Epoch:
     interference: float = 0.0
     gone: tuple[int, ...] = ()
     earlier: Scores | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As tensors and plain values."""
+        return {name: dict(vars(value)) if isinstance(value, Scores) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Epoch:
+        """From what ``plain`` gave."""
+        parts: dict[str, Any] = {name: Scores(**value) if isinstance(value, dict) else value for name, value in values.items()}
+        return cls(**parts)
 
     @property
     def requested(self) -> Scores:

@@ -2,7 +2,8 @@
 
 Private parts of Lightning that are used here: ``fit_loop._data_source`` (``instance``, ``dataloader()``), ``fit_loop._combined_loader``
 and the validation loop's ``_data_source``. Undocumented: ``fit_loop.setup_data``, ``fit_loop.min_epochs``, ``strategy.setup_optimizers``,
-``strategy.save_checkpoint`` and ``strategy.remove_checkpoint``. ``tests/test_takeover.py`` notices when one of them changes.
+``fit_loop.run``, ``fit_loop.on_run_start``, ``fit_loop.on_run_end`` and ``strategy.{load,save,remove}_checkpoint``.
+``tests/test_takeover.py`` and ``tests/test_resume.py`` notice when one of them changes.
 """
 
 from __future__ import annotations
@@ -79,6 +80,37 @@ class Takeover:
         """Give back all that was replaced, the latest first. May be called more than once."""
         while self._undo:
             self._undo.pop()()
+
+    def watch_load(self, loaded: Callable[[Mapping[str, Any], Path], object]) -> None:
+        """Call ``loaded`` with the checkpoint that the fit shall go on from, and its path, before anything is restored from it.
+
+        So what the checkpoint's phase needs, its optimizer above all, is in place when Lightning restores it. (A strategy with
+        ``restore_checkpoint_after_setup`` reads right into model and optimizer: with one, ``loaded`` would have to come before ``load``.)
+        """
+        strategy = self._trainer.strategy
+        load = strategy.load_checkpoint
+
+        def load_checkpoint(path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            checkpoint = load(path, *args, **kwargs)
+            loaded(checkpoint, Path(path))
+            self._begin_and_end()
+            return checkpoint
+
+        self.shadow(strategy, "load_checkpoint", load_checkpoint)
+
+    def _begin_and_end(self) -> None:
+        """Lightning passes over a resumed fit that has no epoch left, and so over ``on_train_end``, whose work may not have been done."""
+        loop = self._trainer.fit_loop
+        run = loop.run
+
+        def run_() -> None:
+            passed_over = loop.done
+            run()
+            if passed_over:
+                loop.on_run_start()
+                loop.on_run_end()
+
+        self.shadow(loop, "run", run_)
 
     def train_loader(self) -> DataLoader[Any]:
         """The user's own training loader.

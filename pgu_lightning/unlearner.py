@@ -287,23 +287,25 @@ class Unlearner:
             Why to stop, or None to go on.
         """
         losses, self._losses = self._losses, []
-        self._objective.look(forget)
-        start = self.history[0]
-        self.history.append(
+        return self._follow(
             Epoch(
                 step=self._steps,
                 forget=forget,
                 validation=validation,
-                num_classes=start.num_classes,
+                num_classes=self.history[0].num_classes,
                 objective=sum(losses) / len(losses) if losses else None,
                 interference=self.guard.total_interference,
                 gone=self._gone,
                 earlier=earlier,
             )
         )
+
+    def _follow(self, epoch: Epoch) -> Decision | None:
+        self._objective.look(epoch.forget)
+        self.history.append(epoch)
         self._remember()
         decision = self._stop(self.history)
-        if decision is not None and decision.refine and self._objective.refine(forget, self.history[-1].alike):
+        if decision is not None and decision.refine and self._objective.refine(epoch.forget, epoch.alike):
             self._met = decision
             return None
         return decision
@@ -312,6 +314,42 @@ class Unlearner:
         distance = self._stop.distance(self.history[-1])
         if self._best is None or distance <= self._best[0]:
             self._best = (distance, len(self.history) - 1, self.guard.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, as tensors and plain values. What the objective and the stop rule know follows from the history."""
+        return {
+            "guard": self.guard.state_dict(),
+            "best": self._best,
+            "history": [epoch.plain() for epoch in self.history],
+            "losses": list(self._losses),
+            "steps": self._steps,
+            "skipped": self._skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Decision | None:
+        """After ``start``: go to a state that ``state_dict`` gave, leading objective and stop rule through the same history again.
+
+        Returns:
+            What ``end_epoch`` returned last.
+
+        Raises:
+            ValueError: If it was taken with another forget set, or of other layers.
+        """
+        first, *later = map(Epoch.of, state["history"])
+        theirs, ours = first.forget.margin, self.history[0].forget.margin
+        # Loose enough for another device; other samples are further away.
+        if len(theirs) != len(ours) or not torch.allclose(theirs, ours, rtol=0.05, atol=0.05):
+            raise ValueError(
+                "The forget set is not the one of the checkpoint: the original model's answers on it are others. Give the same data in the "
+                "same order, or start again from the trained model."
+            )
+        self.guard.load_state_dict(state["guard"])
+        self.history, decision = [first], None
+        for epoch in later:
+            decision = self._follow(epoch)
+        self._best, self._losses = state["best"], list(state["losses"])
+        self._steps, self._skipped = state["steps"], state["skipped"]
+        return decision
 
     def finish(self, decision: Decision | None) -> Outcome:
         """Leave the model with the weights to keep, and say how it ended.

@@ -16,10 +16,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
 
 from pgu_lightning import distributed
 from pgu_lightning.evaluation.scores import Scores
+from pgu_lightning.loaders import Resumable, over
 from pgu_lightning.mixin import question
 from pgu_lightning.passes import collect, gradient, score
 from pgu_lightning.preflight import advise, chosen, what_survives
@@ -77,6 +77,8 @@ class UnlearningFit:
         self.space: RetainSpace
         self.preflight: Preflight | None = None
         self._unlearner: Unlearner
+        self._first_epoch = 0
+        self._resumed: Mapping[str, Any] | None = None
 
     def _find_earlier(self) -> list[View]:
         """What each earlier request took, where this dataset still has it."""
@@ -103,11 +105,13 @@ class UnlearningFit:
         # With several batches each process must have as many: the few samples left over take their turn in another epoch's order.
         draws = rows if batches == 1 else rows // world * world
         self._batch_size, self._sampler = local, distributed.SharedOrder(rows, draws)
-        loaders = {"forget": over(self._split.forget, self._train, local, self._sampler)}
+        self._sampler.set_epoch(self._trainer.current_epoch)  # Lightning does so before an epoch's hooks, and this may be one of them
+        loaders = {"forget": over(self._split.forget, self._train, local, self._sampler, make=Resumable)}
         if self._validation is not None and self._settings.anchor_for(self._split.kind):
             data = self._validation.dataset
             order = distributed.SharedOrder(len(data), draws)  # type: ignore[arg-type]
-            loaders["validation"] = over(data, self._validation, local, order)
+            loaders["validation"] = over(data, self._validation, local, order, make=Resumable)
+            order.set_epoch(self._trainer.current_epoch)
         if self._settings.trust_radius is not None:
             # The step has a bound of its own, and its slope is measured with the gradient as it is.
             self._takeover.assign(self._trainer, "gradient_clip_val", None)
@@ -127,8 +131,21 @@ class UnlearningFit:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._settings.scheduler(optimizer), "interval": "epoch"}}
 
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Before ``begin``: go on from what ``state_dict`` gave."""
+        self._resumed = state
+
+    def restore_original(self) -> None:
+        """When the fit is resumed, before ``begin``: give the model the weights from before unlearning."""
+        original = self._resumed["unlearner"]["guard"]["original"] if self._resumed else {}
+        with torch.no_grad():
+            for name, layer in self._layers(list(original)).items():
+                weight_of(layer).copy_(original[name])
+
     def begin(self, space: RetainSpace, contains_forget: bool) -> None:
-        """Make the projectors and take down where the original model stands.
+        """Make the projectors and take down where the original model stands; when the fit is resumed, go on from its last save.
+
+        The model has the original weights.
 
         Args:
             space: Statistics of the training data.
@@ -137,7 +154,7 @@ class UnlearningFit:
         Raises:
             ValueError: If the preflight refuses.
         """
-        self._started = time.perf_counter()
+        self._started, self._first_epoch = time.perf_counter(), self._trainer.current_epoch
         module, trainer, split = self._module, self._trainer, self._split
         if contains_forget:
             forget = collect(module, self._forget, layers=list(space.protected), trainer=trainer, description="Collecting the forget set")
@@ -162,10 +179,29 @@ class UnlearningFit:
         )
         scores, probabilities = score(module, self._forget, trainer=trainer)
         self._unlearner.start(scores, self._score_validation(), probabilities.shape[1], self._score_earlier())
-        sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
-        self._log({**_live(self._unlearner.history[0]), **sizes})
+        if self._resumed is None:
+            sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
+            self._log({**_live(self._unlearner.history[0]), **sizes})
         if self._settings.preflight:
             self._look_ahead()
+        if self._resumed is not None:
+            self._go_on(self._resumed)
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        self._started -= state["seconds"]
+        self._first_epoch = state["first_epoch"]
+        self._end_if(self._unlearner.load_state_dict(state["unlearner"]))
+        if self._trainer.current_epoch - self._first_epoch >= len(self._unlearner.history):
+            self.end_epoch()  # saved in the last step of an epoch: Lightning passes over what comes at its end
+        # In the middle of an epoch Lightning does not call ``on_train_epoch_start`` again.
+        self._sampler.set_epoch(self._trainer.current_epoch)
+        self.start_epoch()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """All that ``resume`` needs, as tensors and plain values; None before ``begin``."""
+        if not hasattr(self, "_unlearner") or not self._unlearner.history:
+            return None
+        return {"first_epoch": self._first_epoch, "seconds": self._elapsed(), "unlearner": self._unlearner.state_dict()}
 
     def _look_ahead(self) -> None:
         forget, unlearner, settings = self._split.forget, self._unlearner, self._settings
@@ -195,7 +231,7 @@ class UnlearningFit:
     def start_epoch(self) -> None:
         """Set each part's mode, and take down the order in which the forget samples come."""
         self.set_modes()
-        self._order = torch.tensor(list(self._sampler))
+        self._order = self._sampler.order()
 
     def set_modes(self) -> None:
         """Eval mode; with dropout if the settings ask for it."""
@@ -223,12 +259,16 @@ class UnlearningFit:
     def end_epoch(self) -> float:
         """Score, log, and end the fit if it is enough; returns the forget accuracy."""
         scores, _ = score(self._module, self._forget, trainer=self._trainer)
-        self._decision = self._unlearner.end_epoch(scores, self._score_validation(), self._score_earlier())
+        decision = self._unlearner.end_epoch(scores, self._score_validation(), self._score_earlier())
         interference = {f"interference/{name}": value for name, value in self._unlearner.guard.interference().items()}
         self._log({**_live(self._unlearner.history[-1]), **interference})
-        if self._trainer.strategy.reduce_boolean_decision(self._decision is not None):
-            self._takeover.end_fit()
+        self._end_if(decision)
         return scores.accuracy
+
+    def _end_if(self, decision: Decision | None) -> None:
+        self._decision = decision
+        if self._trainer.strategy.reduce_boolean_decision(decision is not None):
+            self._takeover.end_fit()
 
     def finish(self) -> Report:
         """Keep the right weights, let checkpoints keep them too, and report. ``space`` then belongs to the unlearned model."""
@@ -288,23 +328,6 @@ class UnlearningFit:
             }
             found.append(EarlierRequest(RequestRecord(request.kind, request.size, request.digest, request.classes), models))
         return tuple(found)
-
-
-def over(
-    dataset: Dataset[Any], like: DataLoader[Any], batch_size: int | None = None, sampler: Any = None, shuffle: bool = False
-) -> DataLoader[Any]:
-    """A loader of ``dataset`` with another one's collate function and workers, and its batch size unless another is given."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size or like.batch_size or 128,
-        sampler=sampler,
-        shuffle=shuffle,
-        collate_fn=like.collate_fn,
-        num_workers=like.num_workers,
-        pin_memory=like.pin_memory,
-        multiprocessing_context=like.multiprocessing_context,
-        persistent_workers=like.num_workers > 0,
-    )
 
 
 def request_record(split: Split) -> RequestRecord:

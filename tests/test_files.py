@@ -8,10 +8,15 @@ import os
 import threading
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgu_lightning import collect
+from pgu_lightning.adapters import export_delta
 from pgu_lightning.files import atomic_write, digest
+from pgu_lightning.records import MethodRecord, Report, RequestRecord
+from pgu_lightning.report import write_html
 
 
 def test_a_new_file_in_a_new_folder(tmp_path):
@@ -39,6 +44,35 @@ def test_a_writer_that_fails_halfway_leaves_the_old_file(tmp_path, error):
 
     with pytest.raises(type(error)):
         atomic_write(path, write)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def every_writer(folder):
+    """What writes each kind of file of the package."""
+    model = torch.nn.Linear(2, 2)
+    data = torch.utils.data.TensorDataset(torch.eye(2), torch.tensor([0, 1]))
+    other = torch.nn.Linear(2, 2)
+    report = Report(RequestRecord("class", 1, "d"), MethodRecord("pgu", False), {})
+    return {
+        "retain space": collect(model, torch.utils.data.DataLoader(data)).save,
+        "report": report.save,
+        "page": lambda path: write_html(report, path),
+        "delta": lambda path: export_delta(model, other, path),
+    }
+
+
+@pytest.mark.parametrize("kind", ["retain space", "report", "page", "delta"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, kind):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)  # the last place where a disk says that it is full
+    with pytest.raises(OSError, match="No space left on device"):
+        every_writer(tmp_path)[kind](path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

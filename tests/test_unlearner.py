@@ -572,3 +572,67 @@ def test_no_step_is_longer_than_the_weights_where_nothing_interferes(dtype):
         problem.step(unlearner)
         step = sum(np.square(now - then).sum() for now, then in zip(problem.numpy(), before, strict=True))
         assert step <= sum(np.square(weight).sum() for weight in problem.numpy()) * 4
+
+
+# Going on from a state
+
+
+class NearestAtFour:
+    """Asks for a further goal from the second epoch on, and finds the model after four steps nearest to the goal."""
+
+    def __call__(self, history):
+        return Decision("far enough", fulfilled=True, best=True, refine=True) if len(history) > 2 else None
+
+    def distance(self, epoch):
+        return abs(epoch.step - 4)
+
+
+@dataclasses.dataclass
+class Lower(Margin):
+    def refine(self, forget, validation):
+        self.threshold -= 0.5
+        return True
+
+
+@pytest.mark.parametrize("saved", [(3, 0), (3, 1), (1, 0), (5, 0)], ids=["epochs", "inside an epoch", "early", "at the end"])
+def test_goes_on_from_its_state(saved, tmp_path):
+    settings = Settings(objective=Lower(), stop=NearestAtFour())
+
+    def run(problem, unlearner, epochs, steps=0):
+        for _ in range(epochs):
+            problem.epoch(unlearner, steps=2 - steps)
+            steps = 0
+
+    whole = Problem()
+    unlearner = whole.start(settings)
+    run(whole, unlearner, 5)
+    outcome = unlearner.finish(None)
+    assert unlearner.kept == 2
+
+    cut, (epochs, steps) = Problem(), saved
+    first = cut.start(settings)
+    run(cut, first, epochs)
+    for _ in range(steps):
+        cut.step(first)
+    torch.save(first.state_dict(), tmp_path / "state")
+
+    resumed = Problem()
+    second = resumed.start(settings)
+    assert second.load_state_dict(torch.load(tmp_path / "state", weights_only=True)) is None
+    assert second.state_dict()["guard"]["change"].keys() == {"first", "second"}
+    run(resumed, second, 5 - epochs, steps)
+    assert second.finish(None) == outcome
+    assert second.kept == unlearner.kept
+    assert second.curve == unlearner.curve
+    assert resumed.bits() == whole.bits()
+
+
+def test_a_state_of_other_samples_is_refused():
+    problem, other = Problem(), Problem()
+    state = problem.start().state_dict()
+    other.forget = (other.forget[0] + 0.5, other.forget[1])
+    with pytest.raises(ValueError, match="The forget set is not the one of the checkpoint"):
+        other.start().load_state_dict(state)
+    other.forget = (problem.forget[0][:5], problem.forget[1][:5])
+    with pytest.raises(ValueError, match="The forget set is not the one of the checkpoint"):
+        other.start().load_state_dict(state)

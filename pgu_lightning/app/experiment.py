@@ -28,12 +28,14 @@ from pgu_lightning.app import loggers
 from pgu_lightning.app.cache import Cache
 from pgu_lightning.app.config import ConfigError, check
 from pgu_lightning.app.gallery import gallery
+from pgu_lightning.app.lock import hold
 from pgu_lightning.app.show import ShowPreflight
 from pgu_lightning.app.worst import worst
 from pgu_lightning.callback import PGUCallback, retain_path
 from pgu_lightning.data import ImageData
 from pgu_lightning.evaluation import Scores, TrainedAttack, estimated_gap, loss_histograms, model_metrics
 from pgu_lightning.files import atomic_write, digest
+from pgu_lightning.loaders import over
 from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
@@ -41,7 +43,7 @@ from pgu_lightning.records import EarlierRequest, MethodRecord, Report, Stage, a
 from pgu_lightning.report import MODELS, print_report, print_stages, write_html
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace
-from pgu_lightning.unlearning_fit import environment, over, request_record
+from pgu_lightning.unlearning_fit import environment, request_record
 from pgu_lightning.views import View
 
 Scored = Mapping[str, tuple[Scores, Tensor]]
@@ -119,20 +121,24 @@ def run(config: DictConfig, output: Path) -> Report:
         What ``report.json`` holds.
 
     Raises:
-        ConfigError: If the configuration or the request cannot be meant; nothing was written then.
+        ConfigError: If the configuration or the request cannot be meant; no result was written then.
+        RuntimeError: If another run writes to the same folder.
     """
     check(config)
-    try:
-        tasks = prepare(config, output)
-    except (InstantiationException, ValueError, TypeError, FileNotFoundError) as error:
-        raise ConfigError(str(error.__cause__ or error)) from error
-    cache = Cache(Path(config.cache))
-    seconds = train_original(tasks[0], cache)
-    reports = [fulfil(tasks[0], cache, seconds)]
-    for before, task in pairwise(tasks):
-        hand_over(before.output, task.output)
-        reports.append(fulfil(task, cache, seconds))
-    return conclude(output, reports) if len(tasks) > 1 else reports[0]
+    with hold(output):
+        try:
+            tasks = prepare(config, output)
+        except (InstantiationException, ValueError, TypeError, FileNotFoundError) as error:
+            raise ConfigError(str(error.__cause__ or error)) from error
+        cache = Cache(Path(config.cache))
+        seconds = train_original(tasks[0], cache)
+        reports = [fulfil(tasks[0], cache, seconds)]
+        if len(tasks) == 1 or config.preflight == "only":
+            return reports[0]
+        for before, task in pairwise(tasks):
+            hand_over(before.output, task.output)
+            reports.append(fulfil(task, cache, seconds))
+        return conclude(output, reports)
 
 
 def fulfil(task: Task, cache: Cache, seconds: Mapping[str, float]) -> Report:

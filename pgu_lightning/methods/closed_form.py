@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from pgu_lightning import distributed
 from pgu_lightning.evaluation import Scores
+from pgu_lightning.loaders import over
 from pgu_lightning.methods.base import Job
 from pgu_lightning.passes import collect, score
 from pgu_lightning.projection import Spectrum
 from pgu_lightning.records import Interference, LayerRecord, MethodRecord, Outcome, Report
 from pgu_lightning.statistics import Fulfilled, Gram, RetainSpace, fingerprint, named_layers
 from pgu_lightning.statistics.layers import as_matrix
-from pgu_lightning.unlearning_fit import environment, over, request_record
+from pgu_lightning.unlearning_fit import environment, request_record
 
 
 def importance(values: Tensor, alpha: float) -> Tensor:

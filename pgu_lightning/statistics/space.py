@@ -174,16 +174,24 @@ class RetainSpace:
         """Whether ``weights`` is the fingerprint of the model that this space was collected at, or of what unlearning made of it last."""
         return weights in {self.provenance.weights, *self.provenance.successors[-1:]}
 
+    def check_layers(self, model: nn.Module) -> None:
+        """Check that ``model`` has the layers of this space.
+
+        Raises:
+            ValueError: If it is another model.
+        """
+        names = {canonical(name) for name, _ in model.named_modules()}
+        missing = [layer.name for layer in self.protected.values() if layer.name not in names]
+        if missing:
+            raise ValueError(f"The retain space belongs to another model: {type(model).__name__} has no layer {', '.join(missing)}.")
+
     def check(self, model: nn.Module) -> None:
         """Check that this space belongs to ``model``.
 
         Raises:
             ValueError: If the layers or the weights are others than those it was collected at.
         """
-        names = {canonical(name) for name, _ in model.named_modules()}
-        missing = [layer.name for layer in self.protected.values() if layer.name not in names]
-        if missing:
-            raise ValueError(f"The retain space belongs to another model: {type(model).__name__} has no layer {', '.join(missing)}.")
+        self.check_layers(model)
         if not self.belongs_to(fingerprint(model)):
             raise ValueError(
                 "The retain space was collected at other weights than the model has now. Load the checkpoint that lies beside it, or "

@@ -60,7 +60,7 @@ def accuracy(checkpoint, images, targets):
 def test_a_class(folder):
     report, output = report_of(folder, "class")
     assert {path.name for path in output.iterdir()} == {
-        "original.ckpt", "unlearned.ckpt", "retain.safetensors", "report.json", "report.html", "config.yaml",
+        "original.ckpt", "unlearned.ckpt", "retain.safetensors", "report.json", "report.html", "config.yaml", ".lock",
     }  # fmt: skip
     content = json.loads((output / "report.json").read_text())
     assert content["schema"] == 1
@@ -240,6 +240,19 @@ def test_killing_unlearning_leaves_what_was_there(folder, tmp_path):
     assert (tmp_path / "run" / "retain.safetensors").read_bytes() == (cached / "model.retain.safetensors").read_bytes()
     assert not list(tmp_path.glob("run/*.tmp"))
     assert not (tmp_path / "run" / "unlearned.ckpt").exists()
+
+
+def test_a_run_in_the_folder_of_a_killed_one_begins_unlearning_anew(folder, tmp_path):
+    whole, output = report_of(folder, "whole", "reference=false")
+    (tmp_path / "cut").mkdir()
+    for name, content in {"unlearned.ckpt": b"half", ".holder": b"process 1 on a machine", "report.json": b"{"}.items():
+        (tmp_path / "cut" / name).write_bytes(content)
+    (tmp_path / "cut" / "retain.safetensors").write_bytes((output / "retain.safetensors").read_bytes())  # reduced already
+    config = composed(*FAST, "reference=false", tmp_path=folder)
+    OmegaConf.update(config, "output_dir", str(tmp_path / "cut"))
+    report = run(config, tmp_path / "cut")
+    assert (report.models, report.outcome) == (whole.models, whole.outcome)
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {path.name for path in output.iterdir()}
 
 
 def _is_plain(path: Path) -> bool:
