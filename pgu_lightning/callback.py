@@ -11,11 +11,12 @@ from typing import Any
 import lightning as L
 from torch.optim import Optimizer
 
+from pgu_lightning import distributed
 from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace, fingerprint, survey
-from pgu_lightning.takeover import Takeover, refuse_strategy, watch_saves
+from pgu_lightning.takeover import Takeover, mesh_of, refuse_strategy, watch_saves
 from pgu_lightning.unlearner import Settings
 from pgu_lightning.unlearning_fit import UnlearningFit, over
 
@@ -97,6 +98,7 @@ class PGUCallback(L.Callback):
         self._takeover: Takeover
         self._fit: UnlearningFit
         self._split: Split
+        self._sharded = False
         self._saved: dict[Path, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -114,7 +116,13 @@ class PGUCallback(L.Callback):
         refuse_strategy(trainer.strategy)
         watch_saves(trainer, self._checkpoint_saved, self._checkpoint_removed)
         self._phase, self._takeover, self.report = Phase.LEARN, Takeover(trainer, pl_module), None
-        survey(pl_module, self._patterns)
+        mesh = mesh_of(trainer.strategy)
+        distributed.follow(mesh)
+        self._sharded = mesh is not None
+        if self._sharded:
+            self._takeover.refuse_resume(self._would_unlearn)
+        else:
+            survey(pl_module, self._patterns)
         if self._request is None:
             return
         samples = self._takeover.train_loader().dataset
@@ -124,11 +132,20 @@ class PGUCallback(L.Callback):
             return
         given = self._retain_space
         self.space = given if isinstance(given, RetainSpace) else RetainSpace.load(given)
-        self.space.check(pl_module)
+        if not self._sharded:
+            self.space.check(pl_module)
         earlier = {entry for request in self.space.provenance.fulfilled for entry in request.entries}
         self._split = self._request.split(samples, earlier)
         self._check_size(len(self._split.forget) + len(self._split.retain))
         self._enter(trainer, pl_module, running=False)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check a model that is made, or sharded, after ``setup``."""
+        if self._sharded:
+            survey(pl_module, self._patterns)
+            if self._phase is Phase.UNLEARN:
+                assert self.space is not None
+                self.space.check(pl_module)
 
     def _check_size(self, samples: int) -> None:
         assert self._request is not None
@@ -176,6 +193,7 @@ class PGUCallback(L.Callback):
 
     def _switch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         started = time.perf_counter()
+        distributed.agree(module)
         retained = over(self._split.retain, self._takeover.train_loader())
         self.space = collect(module, retained, layers=self._patterns, trainer=trainer, description="Collecting the retained data")
         self.seconds["collect"] = time.perf_counter() - started
@@ -214,6 +232,7 @@ class PGUCallback(L.Callback):
             )
         else:
             started = time.perf_counter()
+            distributed.agree(pl_module)
             self.space = collect(pl_module, self._takeover.train_loader(), layers=self._patterns, trainer=trainer)
             self.seconds["collect"] = time.perf_counter() - started
             for path, weights in self._saved.items():
@@ -269,8 +288,11 @@ class PGUCallback(L.Callback):
                 "Do not give ckpt_path to a fit that unlearns: load the weights first, with YourModule.load_from_checkpoint(path)."
             )
 
-    def _checkpoint_saved(self, trainer: L.Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
-        self._saved[path] = fingerprint(checkpoint["state_dict"])
+    def _would_unlearn(self, callbacks: Mapping[str, Any]) -> bool:
+        return self._phase is Phase.UNLEARN or callbacks.get(self.state_key, {}).get("phase") == Phase.UNLEARN.value
+
+    def _checkpoint_saved(self, trainer: L.Trainer, state: Mapping[str, Any], path: Path) -> None:
+        self._saved[path] = fingerprint(state)
         if self._phase is not Phase.UNLEARN:
             self._write_beside(trainer, path, self._saved[path])
 

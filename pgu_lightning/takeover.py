@@ -159,6 +159,25 @@ class Takeover:
             for hook in ("on_train_batch_end", "on_train_epoch_end", "on_validation_end"):
                 self.shadow(checkpoint, hook, lambda *args, **kwargs: None)
 
+    def refuse_resume(self, unlearns: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Refuse checkpoints that a strategy which loads the optimizer with the weights could not load into this fit.
+
+        Args:
+            unlearns: Whether this fit, given the callback states of a checkpoint by key, would have to go on unlearning.
+        """
+        load = self._trainer.strategy.load_checkpoint
+
+        def load_checkpoint(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if unlearns(_callback_states(Path(path))):
+                raise RuntimeError(
+                    f"{type(self._trainer.strategy).__name__} cannot resume unlearning from {path}: it would load an optimizer that this "
+                    "fit does not have. Use two fits: train and save, then unlearn in a fit of its own with retain_space=, whose weights "
+                    "the module loads itself; a fit that was cut short while unlearning starts again from the trained model."
+                )
+            return load(path, *args, **kwargs)
+
+        self.shadow(self._trainer.strategy, "load_checkpoint", load_checkpoint)
+
     def save_final(self) -> None:
         """Let every ModelCheckpoint that keeps a best model keep the weights as they are now."""
         for callback in self._trainer.checkpoint_callbacks:
@@ -183,22 +202,34 @@ def _part_by_part(hook: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+def _callback_states(path: Path) -> Mapping[str, Any]:
+    checkpoint = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True)
+    return checkpoint.get("callbacks", {})
+
+
 def refuse_strategy(strategy: Any) -> None:
     """Check that weights can be projected under this strategy.
 
     Raises:
         TypeError: If they cannot.
     """
-    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
         raise TypeError(
-            f"{type(strategy).__name__} shards weights in a way that unlearning does not support. Use a single device or strategy='ddp'."
+            f"{type(strategy).__name__} flattens weights before it shards them, so that no process knows which rows it holds. Use "
+            "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) and call `fully_shard` in `configure_model`; or "
+            "strategy='ddp', or one device."
         )
+
+
+def mesh_of(strategy: Any) -> Any:
+    """The device mesh over which ``configure_model`` shards the model after ``setup``; None where the model is whole from the start."""
+    return strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
 
 
 def watch_saves(
     trainer: L.Trainer, saved: Callable[[L.Trainer, Mapping[str, Any], Path], object], removed: Callable[[L.Trainer, Path], object]
 ) -> None:
-    """Call ``saved`` and ``removed`` after every checkpoint that the strategy writes or removes, after the fit too.
+    """Call ``saved``, with the model's state, and ``removed`` after each checkpoint that is written or removed, after the fit too.
 
     This is not undone: a user's ``trainer.save_checkpoint`` comes after the fit.
     """
@@ -208,8 +239,9 @@ def watch_saves(
     save, remove = strategy.save_checkpoint, strategy.remove_checkpoint
 
     def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, *args: Any, **kwargs: Any) -> None:
+        state = checkpoint["state_dict"]  # a strategy that writes a folder takes it out
         save(checkpoint, filepath, *args, **kwargs)
-        saved(trainer, checkpoint, Path(filepath))
+        saved(trainer, state, Path(filepath))
 
     def remove_checkpoint(filepath: Any) -> None:
         remove(filepath)

@@ -237,9 +237,9 @@ class Unlearner:
     def check_gradients(self, parameters: Iterable[Parameter]) -> None:
         """Called before the optimizer's step: a gradient that is not finite makes it a step that is skipped."""
         self._steps += 1
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all() if gradients else torch.tensor(True)
-        self._gradients_are_finite = float(distributed.mean(finite.float())) == 1
+        gradients = [distributed.local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        finite = bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()) if gradients else True
+        self._gradients_are_finite = distributed.everywhere(finite)
         if not self._gradients_are_finite:
             self._skipped += 1
             # A gradient scaler leaves the step out altogether: what is remembered of it must go now.

@@ -357,7 +357,7 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
         seed=task.config.seed,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    if distributed.rank() == 0:
+    if distributed.is_first():
         report.save(task.output / "report.json")
         write_html(report, task.output / "report.html")
         loggers.end(task.loggers, report, task.output)

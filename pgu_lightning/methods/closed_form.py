@@ -146,7 +146,7 @@ class ClosedForm:
         outcome = self._outcome(original, best)
         fulfilled = Fulfilled(split.kind, split.digest, split.entries(), len(split.forget), split.classes, _interference(layers).total)
         space = space.fulfil(fulfilled, fingerprint(module))
-        if outcome.fulfilled and distributed.rank() == 0:
+        if outcome.fulfilled and distributed.is_first():
             space.save(job.retain_space)
         settings = {"retain_alpha": best.alphas[0], "forget_alpha": best.alphas[1], "tried": self._grid}
         report = Report(

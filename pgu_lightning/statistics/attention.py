@@ -36,7 +36,8 @@ def attended(call: Call) -> list[Tensor]:
     """The heads' output that the out-projection is given, batch first."""
     attention, inputs, named = call
     identity: Any = nn.Identity()
-    identity.weight, identity.bias = torch.eye(attention.embed_dim).to(weight_of(attention.out_proj)), None
+    weight = weight_of(attention.out_proj)
+    identity.weight, identity.bias = torch.eye(attention.embed_dim).to(weight.device, weight.dtype), None
     twin = copy.copy(attention)  # the weights are shared, the model is left alone, and no hook is called
     twin._modules = {"out_proj": identity}
     return [_batch_first(attention, twin.forward(*inputs, **named)[0])]
