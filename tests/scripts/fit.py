@@ -1,6 +1,7 @@
-"""Learns and unlearns on several processes: `fit.py DEVICES STRATEGY MODE OUTPUT [CASE]`. Each rank writes what it ended with.
+"""Learns and unlearns on several processes: `fit.py DEVICES STRATEGY switch|separate OUTPUT CASE`. Each rank writes what it ended with.
 
-STRATEGY is ddp, fsdp2 or, with processes in pairs that share their samples, tensor; CASE names an entry of CASES.
+STRATEGY is ddp, fsdp2 or, with processes in pairs that share their samples, tensor; CASE names an
+entry of CASES, with +2 behind it for two batches a step.
 """
 
 import sys
@@ -10,19 +11,18 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace
 from pgu_lightning.distributed import full
 from pgu_lightning.projection import Hard
-from pgu_lightning.stopping import Epochs
 from pgu_lightning.unlearner import Settings
 from tests.helpers.toys import Data, Module, blobs, trainer
 
 devices, strategy, mode, output, case = int(sys.argv[1]), *sys.argv[2:6]
 
 # The optimizer's own steps, whatever it is, behind a hard projector; batches that no number of processes shares evenly.
-OWN = {"rule": Hard(0.9), "trust_radius": None, "anchor": 1.0, "stop": Epochs(6), "batch_size": 15}
+OWN = {"rule": Hard(0.9), "trust_radius": None, "anchor": 1.0, "batch_size": 15}
 CASES = {
     "default": {},
     "adamw": OWN | {"optimizer": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1)},
