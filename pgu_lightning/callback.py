@@ -16,7 +16,7 @@ from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace, fingerprint, survey
-from pgu_lightning.takeover import Takeover, mesh_of, refuse_strategy, watch_saves
+from pgu_lightning.takeover import Takeover, is_completed_later, mesh_of, refuse_strategy, watch_saves
 from pgu_lightning.unlearner import Settings
 from pgu_lightning.unlearning_fit import UnlearningFit, over
 
@@ -98,7 +98,7 @@ class PGUCallback(L.Callback):
         self._takeover: Takeover
         self._fit: UnlearningFit
         self._split: Split
-        self._sharded = False
+        self._checks_later = False
         self._saved: dict[Path, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -116,12 +116,11 @@ class PGUCallback(L.Callback):
         refuse_strategy(trainer.strategy)
         watch_saves(trainer, self._checkpoint_saved, self._checkpoint_removed)
         self._phase, self._takeover, self.report = Phase.LEARN, Takeover(trainer, pl_module), None
-        mesh = mesh_of(trainer.strategy)
+        mesh, self._checks_later = mesh_of(trainer.strategy), is_completed_later(trainer, pl_module)
         distributed.follow(mesh)
-        self._sharded = mesh is not None
-        if self._sharded:
+        if mesh is not None:
             self._takeover.refuse_resume(self._would_unlearn)
-        else:
+        if not self._checks_later:
             survey(pl_module, self._patterns)
         if self._request is None:
             return
@@ -132,7 +131,7 @@ class PGUCallback(L.Callback):
             return
         given = self._retain_space
         self.space = given if isinstance(given, RetainSpace) else RetainSpace.load(given)
-        if not self._sharded:
+        if not self._checks_later:
             self.space.check(pl_module)
         earlier = {entry for request in self.space.provenance.fulfilled for entry in request.entries}
         self._split = self._request.split(samples, earlier)
@@ -140,8 +139,8 @@ class PGUCallback(L.Callback):
         self._enter(trainer, pl_module, running=False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check a model that is made, or sharded, after ``setup``."""
-        if self._sharded:
+        """Check a model that was not complete at ``setup``."""
+        if self._checks_later:
             survey(pl_module, self._patterns)
             if self._phase is Phase.UNLEARN:
                 assert self.space is not None

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -221,8 +222,13 @@ def refuse_strategy(strategy: Any) -> None:
         )
 
 
+def is_completed_later(trainer: L.Trainer, module: L.LightningModule) -> bool:
+    """Whether the model gets layers, shards or another number type between ``setup`` and ``on_fit_start``."""
+    return is_overridden("configure_model", module) or isinstance(trainer.precision_plugin, (HalfPrecision, DoublePrecision))
+
+
 def mesh_of(strategy: Any) -> Any:
-    """The device mesh over which ``configure_model`` shards the model after ``setup``; None where the model is whole from the start."""
+    """The device mesh over which weights are sharded; None where every process has them whole."""
     return strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
 
 

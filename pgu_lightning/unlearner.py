@@ -26,6 +26,10 @@ from pgu_lightning.requests import Kind
 from pgu_lightning.stopping import AccuracyGap, Decision, Epoch, Forgotten, StopRule
 
 Outputs = Callable[[Any], tuple[Tensor, Tensor]]
+ROUNDED = (
+    "The weights are in half precision: rounding alone takes the change out of the subspace, and interference is what it was before "
+    'rounding. Unlearn with precision="32-true" or "bf16-mixed".'
+)
 _Pending = tuple[Callable[[], tuple[Tensor, Tensor]], Tensor]  # a batch of the step to come: what computes its losses again, its loss now
 
 
@@ -343,6 +347,8 @@ class Unlearner:
             yield "There was no validation data: no anchor held the answers, and what forgetting cost was not watched."
         if before.kept is not None and after.kept is not None and (lost := before.kept.accuracy - after.kept.accuracy) > 0.01:
             yield f"Validation accuracy on what should still work fell by {lost:.3f}."
+        if self.guard.rounds:
+            yield ROUNDED
         if self._skipped:
             yield f"{self._skipped} of {self._steps} steps were skipped: their gradients were not finite."
 

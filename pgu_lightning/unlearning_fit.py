@@ -31,7 +31,7 @@ from pgu_lightning.requests import Split, positions_of
 from pgu_lightning.statistics import Fulfilled, RetainSpace, fingerprint, named_layers, survey, weight_of
 from pgu_lightning.stopping import Decision, Epoch
 from pgu_lightning.takeover import Takeover
-from pgu_lightning.unlearner import Settings, Unlearner
+from pgu_lightning.unlearner import ROUNDED, Settings, Unlearner
 from pgu_lightning.views import View, labels, size_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -159,6 +159,8 @@ class UnlearningFit:
             question(module, "unlearning_loss"),
             trainer.precision_plugin.forward_context,
         )
+        if self._unlearner.guard.rounds and distributed.is_first():
+            _LOGGER.warning(ROUNDED)
         scores, probabilities = score(module, self._forget, trainer=trainer)
         self._unlearner.start(scores, self._score_validation(), probabilities.shape[1], self._score_earlier())
         sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}

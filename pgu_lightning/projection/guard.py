@@ -85,6 +85,11 @@ class UpdateGuard:
         largest = max(scales.values(), default=1.0) or 1.0
         return {name: scales.get(name, largest) / largest for name in self.weights}
 
+    @property
+    def rounds(self) -> bool:
+        """Whether a weight is in half precision, so that writing an update to it loses more than is filtered."""
+        return any(weight.dtype.itemsize < 4 for weight in self.weights.values())
+
     def gradient_product(self, update: Update) -> float:
         """Inner product of the weights' gradients with ``update``: the loss's slope along it."""
         gradients = {name: distributed.local(weight.grad) for name, weight in self.weights.items() if weight.grad is not None}
