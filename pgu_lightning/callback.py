@@ -118,7 +118,7 @@ class PGUCallback(L.Callback):
         self._phase, self._takeover, self.report = Phase.LEARN, Takeover(trainer, pl_module), None
         mesh, self._checks_later = mesh_of(trainer.strategy), is_completed_later(trainer, pl_module)
         distributed.follow(mesh)
-        if mesh is not None:
+        if mesh is not None and self._request is not None:
             self._takeover.refuse_resume(self._would_unlearn)
         if not self._checks_later:
             survey(pl_module, self._patterns)

@@ -79,11 +79,6 @@ def share(rows: int, like: Tensor) -> float:
     Args:
         rows: Rows of the global batch that this process holds.
         like: A tensor on the device that collectives run on.
-
-    Example:
-        >>> import torch
-        >>> share(3, torch.zeros(1))
-        1.0
     """
     if not _active():
         return 1.0
@@ -233,8 +228,8 @@ def sum_shards(values: Sequence[float], weights: Sequence[Tensor]) -> list[float
     """For each weight the sum of a value over the processes that hold different parts of it.
 
     Args:
-        values: Of this process's part of each weight.
-        weights: In the same order on every process.
+        values: Of this process's part of each weight, in the same order on every process.
+        weights: The weights.
     """
     groups = [_shard_groups(weight) for weight in weights]
     distinct = {group.group_name: group for some in groups for group in some}

@@ -2,7 +2,8 @@
 
 Private parts of Lightning that are used here: ``fit_loop._data_source`` (``instance``, ``dataloader()``), ``fit_loop._combined_loader``
 and the validation loop's ``_data_source``. Undocumented: ``fit_loop.setup_data``, ``fit_loop.min_epochs``, ``strategy.setup_optimizers``,
-``strategy.save_checkpoint`` and ``strategy.remove_checkpoint``. ``tests/test_takeover.py`` notices when one of them changes.
+``strategy.save_checkpoint``, ``strategy.load_checkpoint``, ``strategy.remove_checkpoint``, and ``meta.pt`` in a checkpoint that is a folder.
+``tests/test_takeover.py`` and ``tests/test_processes.py`` notice when one of them changes.
 """
 
 from __future__ import annotations

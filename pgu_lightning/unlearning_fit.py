@@ -153,7 +153,9 @@ class UnlearningFit:
         self._unlearner = Unlearner(
             self._settings,
             split.kind,
-            UpdateGuard(layers, projectors, matrices, self._settings.balanced_for(split.kind), scaled, partial(distributed.reshard, module)),
+            UpdateGuard(
+                layers, projectors, matrices, self._settings.balanced_for(split.kind), scaled, partial(distributed.reshard, module)
+            ),
             question(module, "unlearning_outputs"),
             split.classes,
             question(module, "unlearning_loss"),

@@ -55,7 +55,8 @@ def slow(*values):
             if (devices, strategy) != (1, "ddp") and (devices, strategy, case) not in QUICK
         ),
         slow(3, "fsdp2", "default"),  # one process holds no row of the last layer
-        *(slow(devices, "tensor", case) for devices in (2, 4) for case in ("default", "adamw+2")),
+        # Sums in another order: AdamW divides what is rounding alone by its eps, so it is left out with tensor parallelism.
+        *(slow(devices, "tensor", case) for devices in (2, 4) for case in ("default", "momentum+2")),
     ],
 )
 def test_world_size_does_not_matter(start, devices, strategy, case):
@@ -96,7 +97,8 @@ def test_the_switch_within_a_fit_on_two_processes(tmp_path, strategy):
     RetainSpace.load(checkpoint.with_suffix(".retain.safetensors")).check(module)
     if strategy == "fsdp2":  # a folder
         saved = {"state_dict": Module().state_dict()}
-        load(saved, checkpoint_id=checkpoint, no_dist=True)
+        with pytest.warns(UserWarning, match="single process"):
+            load(saved, checkpoint_id=checkpoint, no_dist=True)
         assert all(torch.equal(value, first["state"][name]) for name, value in saved["state_dict"].items())
 
 
