@@ -227,9 +227,7 @@ def mean_gradient(weight: Tensor) -> Tensor:
 def sum_shards(values: Sequence[float], weights: Sequence[Tensor]) -> list[float]:
     """For each weight the sum of a value over the processes that hold different parts of it.
 
-    Args:
-        values: Of this process's part of each weight, in the same order on every process.
-        weights: The weights.
+    Every process gives the weights in the same order, and a value of its part of each.
     """
     groups = [_shard_groups(weight) for weight in weights]
     distinct = {group.group_name: group for some in groups for group in some}

@@ -2,7 +2,7 @@
 
 Private parts of Lightning that are used here: ``fit_loop._data_source`` (``instance``, ``dataloader()``), ``fit_loop._combined_loader``
 and the validation loop's ``_data_source``. Undocumented: ``fit_loop.setup_data``, ``fit_loop.min_epochs``, ``strategy.setup_optimizers``,
-``strategy.save_checkpoint``, ``strategy.load_checkpoint``, ``strategy.remove_checkpoint``, and ``meta.pt`` in a checkpoint that is a folder.
+``strategy.save_checkpoint``, ``strategy.load_checkpoint``, ``strategy.remove_checkpoint``, and ``meta.pt`` in a checkpoint's folder.
 ``tests/test_takeover.py`` and ``tests/test_processes.py`` notice when one of them changes.
 """
 

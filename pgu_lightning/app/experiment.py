@@ -199,7 +199,7 @@ def conclude(output: Path, reports: Sequence[Report]) -> Report:
         for report in reports
     )
     report = reports[-1].replace(stages=stages)
-    if distributed.rank() == 0:
+    if distributed.is_first():
         folders = [output / f"request-{number + 1}" for number in (0, len(reports) - 1)]
         for folder, name in zip((*folders, folders[-1]), ("original.ckpt", "unlearned.ckpt", "retain.safetensors"), strict=True):
             atomic_write(output / name, partial(shutil.copyfile, folder / name))
