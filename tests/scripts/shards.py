@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from pgu_lightning import collect, distributed
-from pgu_lightning.projection import Hard, Projector, Soft, Spectrum, UpdateGuard
+from pgu_lightning.projection import Hard, Projector, Scale, Soft, Spectrum, UpdateGuard
 from pgu_lightning.statistics import fingerprint, named_layers, weight_of
 
 DATA, TENSOR = int(sys.argv[1]), int(sys.argv[2])
@@ -54,7 +54,11 @@ def guard_of(model, space):
     spectra = Spectrum.of_all({name: space.grams[name] for name in layers})
     rules = {name: Hard(0.8) if number % 2 else Soft() for number, name in enumerate(layers)}
     projectors = {name: Projector(spectra[name], rules[name], weight_of(layers[name])) for name in layers}
-    return UpdateGuard(layers, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}, balanced=True)
+    scaled = {
+        name: Scale().of(spectra[name], rule, layers[name], weight_of(layers[name])) for name, rule in rules.items() if rule == Hard(0.8)
+    }
+    matrices = {name: spectrum.matrix for name, spectrum in spectra.items()}
+    return UpdateGuard(layers, projectors, matrices, balanced=True, scaled=scaled)
 
 
 def check(rank, store):
