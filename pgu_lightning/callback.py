@@ -13,13 +13,14 @@ import lightning as L
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from pgu_lightning import distributed
+from pgu_lightning.batches import over
 from pgu_lightning.files import digest
-from pgu_lightning.loaders import over
 from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace, fingerprint, survey
-from pgu_lightning.takeover import Takeover, refuse_strategy, watch_saves
+from pgu_lightning.takeover import Takeover, is_completed_later, mesh_of, refuse_strategy, watch_saves
 from pgu_lightning.unlearner import Settings
 from pgu_lightning.unlearning_fit import UnlearningFit
 
@@ -104,6 +105,7 @@ class PGUCallback(L.Callback):
         self._train: DataLoader[Any]
         self._given = ""  # says which retain space was given, if one was
         self._was_fulfilled = False
+        self._checks_later = False
         self._saved: dict[Path, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -121,8 +123,14 @@ class PGUCallback(L.Callback):
         refuse_strategy(trainer.strategy)
         watch_saves(trainer, self._checkpoint_saved, self._checkpoint_removed)
         self._phase, self._takeover, self.report = Phase.LEARN, Takeover(trainer, pl_module), None
-        self._takeover.watch_load(partial(self._loaded, trainer, pl_module))
-        survey(pl_module, self._patterns)
+        mesh, self._checks_later = mesh_of(trainer.strategy), is_completed_later(trainer, pl_module)
+        distributed.follow(mesh)
+        if mesh is None:
+            self._takeover.watch_load(partial(self._loaded, trainer, pl_module))
+        elif self._request is not None:
+            self._takeover.refuse_resume(self._would_unlearn)
+        if not self._checks_later:
+            survey(pl_module, self._patterns)
         if self._request is None:
             return
         self._train = self._takeover.train_loader()
@@ -132,7 +140,8 @@ class PGUCallback(L.Callback):
             return
         given = self._retain_space
         self.space = given if isinstance(given, RetainSpace) else RetainSpace.load(given)
-        self.space.check_layers(pl_module)
+        if not self._checks_later:
+            self.space.check_layers(pl_module)
         self._given = digest([repr(self.space.provenance)])
         self._split_again(self._request, self.space)
         self._check_size(len(self._split.forget) + len(self._split.retain))
@@ -144,6 +153,14 @@ class PGUCallback(L.Callback):
         others = [earlier for earlier in space.provenance.fulfilled if not entries or earlier.entries != entries]
         self._was_fulfilled = len(others) < len(space.provenance.fulfilled)
         self._split = request.split(self._train.dataset, {entry for earlier in others for entry in earlier.entries})
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check a model that was not complete at ``setup``."""
+        if self._checks_later:
+            survey(pl_module, self._patterns)
+            if self._phase is Phase.UNLEARN:
+                assert self.space is not None
+                self.space.check_layers(pl_module)
 
     def _check_size(self, samples: int) -> None:
         assert self._request is not None
@@ -206,6 +223,7 @@ class PGUCallback(L.Callback):
 
     def _collect_retained(self, trainer: L.Trainer, module: L.LightningModule) -> RetainSpace:
         started = time.perf_counter()
+        distributed.agree(module)
         retained = over(self._split.retain, self._train)
         space = collect(module, retained, layers=self._patterns, trainer=trainer, description="Collecting the retained data")
         self.seconds["collect"] = time.perf_counter() - started
@@ -243,6 +261,7 @@ class PGUCallback(L.Callback):
             )
         elif self._phase is Phase.LEARN:
             started = time.perf_counter()
+            distributed.agree(pl_module)
             self.space = collect(pl_module, self._takeover.train_loader(), layers=self._patterns, trainer=trainer)
             self.seconds["collect"] = time.perf_counter() - started
             for path, weights in self._saved.items():
@@ -342,8 +361,11 @@ class PGUCallback(L.Callback):
         if not self._was_fulfilled:
             self._replace_file(trainer)
 
-    def _checkpoint_saved(self, trainer: L.Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
-        self._saved[path] = fingerprint(checkpoint["state_dict"])
+    def _would_unlearn(self, callbacks: Mapping[str, Any]) -> bool:
+        return self._phase is Phase.UNLEARN or callbacks.get(self.state_key, {}).get("phase") == Phase.UNLEARN.value
+
+    def _checkpoint_saved(self, trainer: L.Trainer, state: Mapping[str, Any], path: Path) -> None:
+        self._saved[path] = fingerprint(state)
         if self._phase is not Phase.UNLEARN:
             self._write_beside(trainer, path, self._saved[path])
 

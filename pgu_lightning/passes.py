@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -30,9 +31,12 @@ class _Repeatable(Dataset[Any]):
     So the rows that a forget set sends into a layer are among those that the whole set sent, augmentation or not.
     """
 
-    def __init__(self, dataset: Any, rank: int, world: int) -> None:
+    def __init__(self, dataset: Any, batch_size: int) -> None:
         self._dataset = dataset
-        self._positions = range(rank, len(dataset), world)
+        self._positions = list(range(distributed.rank(), len(dataset), distributed.world()))
+        self.batches = -(-len(self._positions) // batch_size)
+        if self.batches < -(-len(dataset) // (batch_size * distributed.world())):  # of the first process
+            self._positions.append(0)  # a batch that does not count: sharded weights wait for every process
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -59,6 +63,8 @@ def _origin(dataset: Any, position: int) -> int:
 def exact_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
     """The same samples in their order, this process's share of them, without shuffling, dropping or repeating any.
 
+    Every process gets as many batches; the dataset's ``batches`` tells how many of them count.
+
     Raises:
         TypeError: If the dataset cannot be indexed and there is more than one process, or if this is no DataLoader.
     """
@@ -71,9 +77,10 @@ def exact_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
             )
         return loader
     batches_itself = loader.batch_sampler is None
+    batch_size = loader.batch_size or 128
     return DataLoader(
-        _Repeatable(loader.dataset, distributed.rank(), distributed.world()),
-        batch_size=None if batches_itself else loader.batch_size or 128,
+        _Repeatable(loader.dataset, 1 if batches_itself else batch_size),
+        batch_size=None if batches_itself else batch_size,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
@@ -110,6 +117,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
                 module.__dict__[name] = value
         for part, training in modes:
             part.training = training
+        distributed.reshard(module)
 
 
 def forward_pass(
@@ -117,7 +125,7 @@ def forward_pass(
     loader: DataLoader[Any],
     use: Callable[[Tensor, Tensor], object],
     description: str,
-    before: Callable[[Any], object] = lambda batch: None,
+    before: Callable[[Any, bool], object] = lambda batch, counts: None,
     trainer: L.Trainer | None = None,
 ) -> None:
     """Run a model over this process's share of a loader's samples.
@@ -127,25 +135,29 @@ def forward_pass(
         loader: Its dataset, batch size and collate function are used.
         use: Called with the logits and labels of each batch.
         description: Words for the progress bar.
-        before: Called with each batch before the model is.
+        before: Called with each batch before the model is, and whether it counts or only keeps other processes company.
         trainer: Of a running fit, for its device and precision.
     """
     outputs = question(module, "unlearning_outputs")  # type: ignore[arg-type]
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    shows = distributed.rank() == 0 and (trainer is None or trainer.progress_bar_callback is not None)
+    shows = distributed.is_first() and (trainer is None or trainer.progress_bar_callback is not None)
     with _undisturbed(module):
         # Nothing is shown of a pass that takes less than a second, or where nobody looks.
-        for batch in tqdm(exact_loader(loader), desc=description, leave=False, delay=1, disable=None if shows else True):
+        batches = exact_loader(loader)
+        real = getattr(batches.dataset, "batches", sys.maxsize)
+        for number, batch in enumerate(tqdm(batches, desc=description, leave=False, delay=1, disable=None if shows else True)):
             if trainer is None:
                 batch = move_data_to_device(batch, device)
-                before(batch)
-                use(*outputs(batch))
+                before(batch, number < real)
+                found = outputs(batch)
             else:
                 batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                before(batch)
+                before(batch, number < real)
                 # Without autocast, so that what was collected under one precision can be subtracted from what was under another.
                 with trainer.precision_plugin.forward_context(), torch.autocast(device.type, enabled=False):
-                    use(*outputs(batch))
+                    found = outputs(batch)
+            if number < real:
+                use(*found)
 
 
 def collect(
@@ -177,12 +189,13 @@ def collect(
         >>> space.grams["0"].matrix.tolist()
         [[[1.0, 0.0], [0.0, 1.0]]]
     """
+    distributed.reshard(model)  # after a validation pass it may own gathered copies in place of its weights
     collector = Collector(model, survey(model, layers))
     mask = question(model, "row_mask")  # type: ignore[arg-type]
     samples = 0
 
-    def before(batch: Any) -> None:
-        collector.mask = mask(batch)
+    def before(batch: Any, counts: bool) -> None:
+        collector.mask, collector.counts = mask(batch), counts
 
     def count(logits: Tensor, target: Tensor) -> None:
         nonlocal samples
@@ -212,7 +225,7 @@ def gradient(
     weights: Mapping[str, nn.Parameter],
     trainer: L.Trainer,
 ) -> dict[str, Tensor]:
-    """The gradient of a loss that is a sum over a loader's batches, without a trace in the weights' own ``grad``.
+    """The gradient of a loss that is a sum over a loader's batches; the model's own ``grad`` are left as they were.
 
     Args:
         module: The model.
@@ -222,18 +235,22 @@ def gradient(
         trainer: Of a running fit.
 
     Returns:
-        The mean over processes, by the weights' names.
+        The mean over processes, by the weights' names; of sharded weights this process's part.
     """
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    with _undisturbed(module), torch.enable_grad(), trainer.precision_plugin.forward_context():
-        for number, batch in enumerate(loader):
-            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-            with torch.autocast(trainer.strategy.root_device.type, enabled=False):
-                value = loss(batch, number)
-            for part, found in zip(total.values(), torch.autograd.grad(value, list(weights.values()), allow_unused=True), strict=True):
-                if found is not None:
-                    part.add_(found)
-    return {name: distributed.mean(part) for name, part in total.items()}
+    own = {parameter: parameter.grad for parameter in module.parameters()}
+    for parameter in own:
+        parameter.grad = None
+    try:
+        with _undisturbed(module), torch.enable_grad(), trainer.precision_plugin.forward_context():
+            for number, batch in enumerate(loader):
+                batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+                with torch.autocast(trainer.strategy.root_device.type, enabled=False):
+                    value = loss(batch, number)
+                value.backward()  # not autograd.grad: sharded weights get their gradient from a hook
+        return {name: distributed.mean_gradient(weight) for name, weight in weights.items()}
+    finally:
+        for parameter, before in own.items():
+            parameter.grad = before
 
 
 def score(

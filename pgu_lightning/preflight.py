@@ -62,7 +62,7 @@ def what_survives(gradient: Update, guard: UpdateGuard, radius: float | None) ->
     """
     step = {name: part.detach().clone() for name, part in gradient.items()}
     guard.filter_(step)
-    before, after = _squares(gradient), _squares(step)
+    before, after = guard.squares(gradient), guard.squares(step)
     guard.balance_(step)
     responses = guard.response(step)
     moved = sum(responses.values())
@@ -81,10 +81,6 @@ def what_survives(gradient: Update, guard: UpdateGuard, radius: float | None) ->
     if radius is not None and math.isfinite(relative):
         interference = min(radius**2, relative * guard.longest(step) ** 2)
     return Preflight(layers, 0, survives, interference)
-
-
-def _squares(update: Update) -> dict[str, float]:
-    return {name: float(part.double().square().sum()) for name, part in update.items()}
 
 
 def _root(part: float, whole: float) -> float | None:

@@ -2,8 +2,8 @@
 
 Private parts of Lightning that are used here: ``fit_loop._data_source`` (``instance``, ``dataloader()``), ``fit_loop._combined_loader``
 and the validation loop's ``_data_source``. Undocumented: ``fit_loop.setup_data``, ``fit_loop.min_epochs``, ``strategy.setup_optimizers``,
-``fit_loop.run``, ``fit_loop.on_run_start``, ``fit_loop.on_run_end`` and ``strategy.{load,save,remove}_checkpoint``.
-``tests/test_takeover.py`` and ``tests/test_resume.py`` notice when one of them changes.
+``fit_loop.run``, ``fit_loop.on_run_start``, ``fit_loop.on_run_end``, ``strategy.{load,save,remove}_checkpoint``, and ``meta.pt`` in a
+checkpoint's folder. ``tests/test_takeover.py``, ``tests/test_resume.py`` and ``tests/test_processes.py`` notice when one of them changes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -191,6 +192,25 @@ class Takeover:
             for hook in ("on_train_batch_end", "on_train_epoch_end", "on_validation_end"):
                 self.shadow(checkpoint, hook, lambda *args, **kwargs: None)
 
+    def refuse_resume(self, unlearns: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Refuse checkpoints that a strategy which loads the optimizer with the weights could not load into this fit.
+
+        Args:
+            unlearns: Whether this fit, given the callback states of a checkpoint by key, would have to go on unlearning.
+        """
+        load = self._trainer.strategy.load_checkpoint
+
+        def load_checkpoint(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if unlearns(_callback_states(Path(path))):
+                raise RuntimeError(
+                    f"{type(self._trainer.strategy).__name__} cannot resume unlearning from {path}: it would load an optimizer that this "
+                    "fit does not have. Use two fits: train and save, then unlearn in a fit of its own with retain_space=, whose weights "
+                    "the module loads itself; a fit that was cut short while unlearning starts again from the trained model."
+                )
+            return load(path, *args, **kwargs)
+
+        self.shadow(self._trainer.strategy, "load_checkpoint", load_checkpoint)
+
     def save_final(self) -> None:
         """Let every ModelCheckpoint that keeps a best model keep the weights as they are now."""
         for callback in self._trainer.checkpoint_callbacks:
@@ -215,22 +235,39 @@ def _part_by_part(hook: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+def _callback_states(path: Path) -> Mapping[str, Any]:
+    checkpoint = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True)
+    return checkpoint.get("callbacks", {})
+
+
 def refuse_strategy(strategy: Any) -> None:
     """Check that weights can be projected under this strategy.
 
     Raises:
         TypeError: If they cannot.
     """
-    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
         raise TypeError(
-            f"{type(strategy).__name__} shards weights in a way that unlearning does not support. Use a single device or strategy='ddp'."
+            f"{type(strategy).__name__} flattens weights before it shards them, so that no process knows which rows it holds. Use "
+            "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) and call `fully_shard` in `configure_model`; or "
+            "strategy='ddp', or one device."
         )
+
+
+def is_completed_later(trainer: L.Trainer, module: L.LightningModule) -> bool:
+    """Whether the model gets layers, shards or another number type between ``setup`` and ``on_fit_start``."""
+    return is_overridden("configure_model", module) or isinstance(trainer.precision_plugin, (HalfPrecision, DoublePrecision))
+
+
+def mesh_of(strategy: Any) -> Any:
+    """The device mesh over which weights are sharded; None where every process has them whole."""
+    return strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
 
 
 def watch_saves(
     trainer: L.Trainer, saved: Callable[[L.Trainer, Mapping[str, Any], Path], object], removed: Callable[[L.Trainer, Path], object]
 ) -> None:
-    """Call ``saved`` and ``removed`` after every checkpoint that the strategy writes or removes, after the fit too.
+    """Call ``saved``, with the model's state, and ``removed`` after each checkpoint that is written or removed, after the fit too.
 
     This is not undone: a user's ``trainer.save_checkpoint`` comes after the fit.
     """
@@ -240,8 +277,9 @@ def watch_saves(
     save, remove = strategy.save_checkpoint, strategy.remove_checkpoint
 
     def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, *args: Any, **kwargs: Any) -> None:
+        state = checkpoint["state_dict"]  # a strategy that writes a folder takes it out
         save(checkpoint, filepath, *args, **kwargs)
-        saved(trainer, checkpoint, Path(filepath))
+        saved(trainer, state, Path(filepath))
 
     def remove_checkpoint(filepath: Any) -> None:
         remove(filepath)

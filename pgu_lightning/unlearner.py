@@ -26,6 +26,10 @@ from pgu_lightning.requests import Kind
 from pgu_lightning.stopping import AccuracyGap, Decision, Epoch, Forgotten, StopRule
 
 Outputs = Callable[[Any], tuple[Tensor, Tensor]]
+ROUNDED = (
+    "The weights are in half precision: rounding alone takes the change out of the subspace, and interference is what it was before "
+    'rounding. Unlearn with precision="32-true" or "bf16-mixed".'
+)
 _Pending = tuple[Callable[[], tuple[Tensor, Tensor]], Tensor]  # a batch of the step to come: what computes its losses again, its loss now
 
 
@@ -237,9 +241,9 @@ class Unlearner:
     def check_gradients(self, parameters: Iterable[Parameter]) -> None:
         """Called before the optimizer's step: a gradient that is not finite makes it a step that is skipped."""
         self._steps += 1
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all() if gradients else torch.tensor(True)
-        self._gradients_are_finite = float(distributed.mean(finite.float())) == 1
+        gradients = [distributed.local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        finite = bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()) if gradients else True
+        self._gradients_are_finite = distributed.everywhere(finite)
         if not self._gradients_are_finite:
             self._skipped += 1
             # A gradient scaler leaves the step out altogether: what is remembered of it must go now.
@@ -381,6 +385,8 @@ class Unlearner:
             yield "There was no validation data: no anchor held the answers, and what forgetting cost was not watched."
         if before.kept is not None and after.kept is not None and (lost := before.kept.accuracy - after.kept.accuracy) > 0.01:
             yield f"Validation accuracy on what should still work fell by {lost:.3f}."
+        if self.guard.rounds:
+            yield ROUNDED
         if self._skipped:
             yield f"{self._skipped} of {self._steps} steps were skipped: their gradients were not finite."
 

@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
 from types import FunctionType
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pgu_lightning import distributed
+from pgu_lightning.batches import SharedBatches, batch_sizes, over
 from pgu_lightning.evaluation.scores import Scores
-from pgu_lightning.loaders import Resumable, over
 from pgu_lightning.mixin import question
 from pgu_lightning.passes import collect, gradient, score
 from pgu_lightning.preflight import advise, chosen, what_survives
@@ -29,7 +30,7 @@ from pgu_lightning.requests import Split, positions_of
 from pgu_lightning.statistics import Fulfilled, RetainSpace, fingerprint, named_layers, survey, weight_of
 from pgu_lightning.stopping import Decision, Epoch
 from pgu_lightning.takeover import Takeover
-from pgu_lightning.unlearner import Settings, Unlearner
+from pgu_lightning.unlearner import ROUNDED, Settings, Unlearner
 from pgu_lightning.views import View, labels, size_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -71,9 +72,8 @@ class UnlearningFit:
         self._leave_out({label for request in fulfilled for label in request.classes})
         self._decision: Decision | None = None
         self._started = 0.0
-        self._batch_size = 0
-        self._sampler: distributed.SharedOrder
-        self._order: torch.Tensor
+        self._sampler: SharedBatches
+        self._order: list[list[int]]
         self.space: RetainSpace
         self.preflight: Preflight | None = None
         self._unlearner: Unlearner
@@ -99,19 +99,17 @@ class UnlearningFit:
             protected: Names of the layers that may move.
             running: Whether training has begun already.
         """
-        rows, world = len(self._split.forget), self._trainer.world_size
-        batches = -(-rows // self._settings.batch_size)
-        local = -(-rows // (batches * world))
-        # With several batches each process must have as many: the few samples left over take their turn in another epoch's order.
-        draws = rows if batches == 1 else rows // world * world
-        self._batch_size, self._sampler = local, distributed.SharedOrder(rows, draws)
-        self._sampler.set_epoch(self._trainer.current_epoch)  # Lightning does so before an epoch's hooks, and this may be one of them
-        loaders = {"forget": over(self._split.forget, self._train, local, self._sampler, make=Resumable)}
+        rows = len(self._split.forget)
+        sizes = batch_sizes(rows, self._settings.batch_size)
+        orders = {"forget": SharedBatches(rows, sizes)}
+        loaders = {"forget": over(self._split.forget, self._train, orders["forget"])}
         if self._validation is not None and self._settings.anchor_for(self._split.kind):
             data = self._validation.dataset
-            order = distributed.SharedOrder(len(data), draws)  # type: ignore[arg-type]
-            loaders["validation"] = over(data, self._validation, local, order, make=Resumable)
-            order.set_epoch(self._trainer.current_epoch)
+            orders["validation"] = SharedBatches(len(data), sizes)  # type: ignore[arg-type]
+            loaders["validation"] = over(data, self._validation, orders["validation"])
+        for order in orders.values():
+            order.set_epoch(self._trainer.current_epoch)  # Lightning does so before an epoch's hooks, and this may be one of them
+        self._sampler = orders["forget"]
         if self._settings.trust_radius is not None:
             # The step has a bound of its own, and its slope is measured with the gradient as it is.
             self._takeover.assign(self._trainer, "gradient_clip_val", None)
@@ -161,7 +159,9 @@ class UnlearningFit:
             space = space.without(forget)
         self.space = space
         layers = self._layers(list(space.protected))
-        spectra = {name: Spectrum.of(space.grams[str(space.protected[name].gram)]) for name in layers}
+        keys = {name: str(space.protected[name].gram) for name in layers}
+        by_key = Spectrum.of_all({key: space.grams[key] for key in keys.values()})
+        spectra = {name: by_key[key] for name, key in keys.items()}
         rules = {name: self._settings.rule_for(name) for name in layers}
         projectors = {name: Projector(spectrum, rules[name], weight_of(layers[name])) for name, spectrum in spectra.items()}
         scale, scaled = self._settings.scale_for(split.kind), {}
@@ -171,12 +171,16 @@ class UnlearningFit:
         self._unlearner = Unlearner(
             self._settings,
             split.kind,
-            UpdateGuard(layers, projectors, matrices, self._settings.balanced_for(split.kind), scaled),
+            UpdateGuard(
+                layers, projectors, matrices, self._settings.balanced_for(split.kind), scaled, partial(distributed.reshard, module)
+            ),
             question(module, "unlearning_outputs"),
             split.classes,
             question(module, "unlearning_loss"),
             trainer.precision_plugin.forward_context,
         )
+        if self._unlearner.guard.rounds and distributed.is_first():
+            _LOGGER.warning(ROUNDED)
         scores, probabilities = score(module, self._forget, trainer=trainer)
         self._unlearner.start(scores, self._score_validation(), probabilities.shape[1], self._score_earlier())
         if self._resumed is None:
@@ -206,21 +210,19 @@ class UnlearningFit:
     def _look_ahead(self) -> None:
         forget, unlearner, settings = self._split.forget, self._unlearner, self._settings
         positions = chosen(len(forget))
-        world = self._trainer.world_size
-        # Each process must have as many: where they cannot share evenly, fewer than `world` samples count twice.
-        order = distributed.SharedOrder(len(positions), -(-len(positions) // world) * world)
-        samples = positions[torch.tensor(list(order))]
-        parts = samples.split(self._batch_size)
+        sizes = batch_sizes(len(positions), settings.batch_size)
+        batches = SharedBatches(len(positions), sizes)
+        samples = [positions[batch] for batch in batches]
         found = gradient(
             self._module,
-            over(View(forget, positions), self._train, self._batch_size, order),
-            lambda batch, number: unlearner.forget_loss(batch, parts[number]) * (len(parts[number]) / len(samples)),
+            over(View(forget, positions), self._train, batches),
+            lambda batch, number: unlearner.forget_loss(batch, samples[number]) * (sizes[number] / len(positions)),
             unlearner.guard.weights,
             self._trainer,
         )
         figures = what_survives(found, unlearner.guard, settings.trust_radius)
         self.preflight = advise(figures, self._split.kind, settings, unlearner.history[0], self.space.drift)
-        if distributed.rank() == 0:
+        if distributed.is_first():
             for warning in self.preflight.warnings:
                 _LOGGER.warning(warning)
         if settings.preflight == "only":
@@ -231,7 +233,7 @@ class UnlearningFit:
     def start_epoch(self) -> None:
         """Set each part's mode, and take down the order in which the forget samples come."""
         self.set_modes()
-        self._order = self._sampler.order()
+        self._order = self._sampler.batches()
 
     def set_modes(self) -> None:
         """Eval mode; with dropout if the settings ask for it."""
@@ -242,8 +244,7 @@ class UnlearningFit:
                     part.train()
 
     def _step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
-        samples = self._order[batch_idx * self._batch_size :][: self._batch_size]
-        loss = self._unlearner.loss(batch["forget"], batch.get("validation"), samples)
+        loss = self._unlearner.loss(batch["forget"], batch.get("validation"), torch.tensor(self._order[batch_idx]))
         if self._module.automatic_optimization:
             return loss
         optimizer = self._module.optimizers()

@@ -17,7 +17,7 @@ from pgu_lightning.projection import Hard
 from pgu_lightning.statistics import fingerprint
 from pgu_lightning.stopping import Epochs
 from pgu_lightning.unlearner import Settings
-from tests.helpers.toys import CLASSES, Data, HostileModule, ManualModule, Module, accuracy, blobs, trainer
+from tests.helpers.toys import CLASSES, Data, HostileModule, ManualModule, Module, accuracy, blobs, network, trainer
 
 CLASS = ForgetRequest(classes=[2])
 TRAIN = blobs(160)
@@ -353,6 +353,26 @@ def test_a_wholly_compiled_module():
     trainer(120, [callback]).fit(torch.compile(module, backend="eager"), DataLoader(TRAIN, 32, shuffle=True))
     assert accuracy(module, TRAIN, IS_FORGET) == 0
     assert accuracy(module, TRAIN, ~IS_FORGET) > 0.95
+
+
+def test_layers_that_configure_model_makes_are_found():
+    class Later(Module):
+        def configure_model(self):
+            if not hasattr(self, "net"):
+                self.net = network()
+
+        def __init__(self):
+            super().__init__()
+            del self.net
+
+    L.seed_everything(0, verbose=False)
+    module, callback = Later(), PGUCallback()
+    trainer(15, [callback]).fit(module, datamodule=Data())
+    pgu = PGUCallback(CLASS, retain_space=callback.space)
+    trainer(100, [pgu]).fit(module, datamodule=Data())
+    forgotten(module, pgu.report)
+    with pytest.raises(ValueError, match="other weights"):
+        trainer(100, [PGUCallback(CLASS, retain_space=callback.space)]).fit(Later(), datamodule=Data())
 
 
 def test_wrong_arguments_are_refused():

@@ -1,4 +1,4 @@
-"""Dealing out work, without processes: each rank is asked in turn."""
+"""Arithmetic of many processes, without processes: each rank is asked in turn."""
 
 from __future__ import annotations
 
@@ -8,64 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from pgu_lightning import distributed
-from pgu_lightning.distributed import SharedOrder
-
-
-def as_rank(rank, world):
-    return patch.multiple(distributed, rank=lambda: rank, world=lambda: world, _active=lambda: world > 1)
-
-
-def order(rank, world, epoch=0, **arguments):
-    with as_rank(rank, world):
-        sampler = SharedOrder(**arguments)
-        sampler.set_epoch(epoch)
-        indices = list(sampler)
-        assert len(sampler) == len(indices)
-    return indices
-
-
-@given(st.integers(1, 12), st.integers(1, 40), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
-def test_the_order_does_not_depend_on_the_number_of_processes(rows, size, world, seed, epoch):
-    """Put together again, rank by rank, the processes' indices are those of one process."""
-    arguments = {"rows": rows, "size": size, "seed": seed, "epoch": epoch}
-    one = order(0, 1, **arguments)
-    shares = [order(rank, world, **arguments) for rank in range(world)]
-    together = [shares[place % world][place // world] for place in range(size)]
-    assert together == one
-    assert sum(map(len, shares)) == size
-    for start in range(0, size, rows):  # every sample once before any comes again
-        assert len(set(one[start : start + rows])) == len(one[start : start + rows])
-    assert set(one) <= set(range(rows))
-
-
-def test_orders_differ_by_epoch_and_seed_and_repeat():
-    orders = [order(0, 1, rows=50, size=50, seed=seed, epoch=epoch) for seed, epoch in ((0, 0), (0, 1), (7, 0))]
-    assert len({tuple(one) for one in orders}) == 3
-    assert order(0, 1, rows=50, size=50, seed=7) == orders[2]
-    both = order(0, 1, rows=50, size=100)
-    assert both[:50] != both[50:]
-
-
-def test_a_global_batch_holds_the_same_samples_on_any_number_of_processes():
-    def batches(world):
-        parts = []
-        for rank in range(world):
-            with as_rank(rank, world):
-                loader = DataLoader(range(30), batch_size=12 // world, sampler=SharedOrder(30, 30))
-                parts.append([set(batch.tolist()) for batch in loader])
-        return [set.union(*step) for step in zip(*parts, strict=True)]
-
-    assert batches(1) == batches(2) == batches(3)
-
-
-def test_it_leaves_the_random_state_alone():
-    state = torch.get_rng_state()
-    order(0, 1, rows=9, size=20)
-    assert torch.equal(torch.get_rng_state(), state)
+from tests.helpers.processes import as_rank
 
 
 @given(st.lists(st.integers(0, 700), min_size=2, max_size=4), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
@@ -93,3 +38,19 @@ def test_on_one_process_everything_is_the_identity():
     assert torch.equal(distributed.mean(value), plain)
     assert distributed.mean(plain) is not plain
     assert not distributed.mean(value).requires_grad
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=30), st.integers(1, 6))
+@settings(deadline=None, max_examples=60)
+def test_tasks_are_shared_out_evenly(costs, processes):
+    shares = distributed.share_out(costs, processes)
+    assert sorted(task for share in shares for task in share) == list(range(len(costs)))
+    loads = sorted(sum(costs[task] for task in share) for share in shares)
+    # Whoever does most would not do less without his last task than anyone else does.
+    assert len(shares) == processes
+    assert loads[-1] <= sum(costs) / processes + max(costs, default=0.0) * (1 + 1e-9)
+
+
+def test_the_dearest_decomposition_does_not_wait_behind_others():
+    assert distributed.share_out([27**3, 2304**3, 1152**3, 1152**3], 2) == [[1], [2, 3, 0]]
+    assert distributed.share_out([5.0], 3) == [[0], [], []]

@@ -31,11 +31,11 @@ from pgu_lightning.app.gallery import gallery
 from pgu_lightning.app.lock import hold
 from pgu_lightning.app.show import ShowPreflight
 from pgu_lightning.app.worst import worst
+from pgu_lightning.batches import over
 from pgu_lightning.callback import PGUCallback, retain_path
 from pgu_lightning.data import ImageData
 from pgu_lightning.evaluation import Scores, TrainedAttack, estimated_gap, loss_histograms, model_metrics
 from pgu_lightning.files import atomic_write, digest
-from pgu_lightning.loaders import over
 from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
@@ -205,7 +205,7 @@ def conclude(output: Path, reports: Sequence[Report]) -> Report:
         for report in reports
     )
     report = reports[-1].replace(stages=stages)
-    if distributed.rank() == 0:
+    if distributed.is_first():
         folders = [output / f"request-{number + 1}" for number in (0, len(reports) - 1)]
         for folder, name in zip((*folders, folders[-1]), ("original.ckpt", "unlearned.ckpt", "retain.safetensors"), strict=True):
             atomic_write(output / name, partial(shutil.copyfile, folder / name))
@@ -363,7 +363,7 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
         seed=task.config.seed,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    if distributed.rank() == 0:
+    if distributed.is_first():
         report.save(task.output / "report.json")
         write_html(report, task.output / "report.html")
         loggers.end(task.loggers, report, task.output)

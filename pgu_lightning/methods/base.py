@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import lightning as L
 from torch.utils.data import Dataset
 
-from pgu_lightning.loaders import over
+from pgu_lightning.batches import over
 from pgu_lightning.records import Report
 from pgu_lightning.requests import ForgetRequest, Split
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pgu_lightning import distributed
+from pgu_lightning.batches import over
 from pgu_lightning.evaluation import Scores
-from pgu_lightning.loaders import over
 from pgu_lightning.methods.base import Job
 from pgu_lightning.passes import collect, score
 from pgu_lightning.projection import Spectrum
@@ -147,7 +147,7 @@ class ClosedForm:
         outcome = self._outcome(original, best)
         fulfilled = Fulfilled(split.kind, split.digest, split.entries(), len(split.forget), split.classes, _interference(layers).total)
         space = space.fulfil(fulfilled, fingerprint(module))
-        if outcome.fulfilled and distributed.rank() == 0:
+        if outcome.fulfilled and distributed.is_first():
             space.save(job.retain_space)
         settings = {"retain_alpha": best.alphas[0], "forget_alpha": best.alphas[1], "tried": self._grid}
         report = Report(

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pgu_lightning.loaders import over
+from pgu_lightning.batches import over
 from pgu_lightning.methods.base import Job
 from pgu_lightning.mixin import question
 from pgu_lightning.records import Report

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from pgu_lightning import distributed
 from pgu_lightning.projection.projector import Projector
 from pgu_lightning.projection.scale import ScaledSpace
-from pgu_lightning.statistics.layers import as_matrix, weight_of
+from pgu_lightning.statistics.layers import as_matrix, one_row_each, weight_of
 
 Update = Mapping[str, Tensor]
-"""A change of the protected weights by layer name, in the weights' own shapes."""
+"""A change of the protected weights by layer name, in the weights' own shapes; of sharded weights this process's part."""
 
 
 class UpdateGuard:
@@ -23,12 +24,16 @@ class UpdateGuard:
     gradients lie in, so filtering what it did is the only thing that holds for all of them. Weights are kept as original + change, with
     the change accumulated on its own, so that rounding of the weights does not add up along protected directions.
 
+    Of sharded weights each process works on its part, since the filter multiplies from the right: rows do not mix. Only where rows are
+    split, or a part is no whole number of the matrix' rows, the update is put together first. Numbers are of all parts together.
+
     Args:
         layers: The modules to guard, by name; their weight is written to.
         projectors: One a layer.
         matrices: The retained data's Gram matrix of each layer, (groups, dim, dim), without negative eigenvalues.
         balanced: Weigh the layers against each other so that the whole update, not each layer's alone, forgets most for its interference.
         scaled: The part of the retained space that is scaled, by layer; None: no layer's.
+        written: Called after the weights were changed.
 
     Attributes:
         projectors: As given.
@@ -41,17 +46,34 @@ class UpdateGuard:
         matrices: Mapping[str, Tensor],
         balanced: bool = False,
         scaled: Mapping[str, ScaledSpace] | None = None,
+        written: Callable[[], object] = lambda: None,
     ) -> None:
         self._layers = dict(layers)
-        self._weights = {name: _weight(layer) for name, layer in layers.items()}
+        self.weights = {name: _weight(layer) for name, layer in layers.items()}
         self.projectors = projectors
         self._scaled = scaled or {}
-        self._original = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._written = written
+        # A scale mixes rows.
+        self._local = {
+            name: distributed.has_whole_rows(weight) and one_row_each(layers[name], weight) and name not in self._scaled
+            for name, weight in self.weights.items()
+        }
+        self._original = {name: part.clone() for name, part in self._parts().items()}
         # x + -0.0 is x to the bit, also where x is -0.0
-        self._change = {name: torch.full_like(weight, -0.0) for name, weight in self._original.items()}
-        self._matrices = {name: matrices[name].to(weight.device, _matrix_type(weight)) for name, weight in self._original.items()}
+        self._change = {name: torch.full_like(part, -0.0) for name, part in self._original.items()}
+        self._matrices = {name: matrices[name].to(part.device, _matrix_type(part)) for name, part in self._original.items()}
         self._energy = self.response(self._original)
-        self._scales = self._balance() if balanced else dict.fromkeys(self._weights, 1.0)
+        self._scales = self._balance() if balanced else dict.fromkeys(self.weights, 1.0)
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {name: distributed.local(weight) for name, weight in self.weights.items()}
+
+    def _together(self, name: str, part: Tensor) -> Tensor:
+        """As much of an update as the projector needs at once: the part itself, or the whole."""
+        return part if self._local[name] else distributed.whole(part, self.weights[name])
+
+    def _matrix(self, name: str, change: Tensor) -> Tensor:
+        return change.view(1, len(change), self.projectors[name].dim) if self._local[name] else as_matrix(self._layers[name], change)
 
     def _balance(self) -> dict[str, float]:
         """The least sum of tr(D M D^T) / tr(W M W^T) over the layers for a given fall of the loss has D = tr(W M W^T) G (M + a)^-1 in each.
@@ -61,24 +83,35 @@ class UpdateGuard:
         means = {name: float(matrix.diagonal(dim1=-2, dim2=-1).mean()) for name, matrix in self._matrices.items()}
         scales = {name: self._energy[name] / mean for name, mean in means.items() if mean > 0}
         largest = max(scales.values(), default=1.0) or 1.0
-        return {name: scales.get(name, largest) / largest for name in self._weights}
+        return {name: scales.get(name, largest) / largest for name in self.weights}
 
     @property
-    def weights(self) -> dict[str, nn.Parameter]:
-        """The guarded weights, by layer name."""
-        return dict(self._weights)
+    def rounds(self) -> bool:
+        """Whether a weight is in half precision, so that writing an update to it loses more than is filtered."""
+        return any(weight.dtype.itemsize < 4 for weight in self.weights.values())
 
     def gradient_product(self, update: Update) -> float:
         """Inner product of the weights' gradients with ``update``: the loss's slope along it."""
-        return sum(float((weight.grad * update[name]).sum()) for name, weight in self._weights.items() if weight.grad is not None)
+        gradients = {name: distributed.local(weight.grad) for name, weight in self.weights.items() if weight.grad is not None}
+        return sum(self._sums({name: float((gradient * update[name]).sum()) for name, gradient in gradients.items()}).values())
 
+    def squares(self, update: Update) -> dict[str, float]:
+        """The squared length of each layer's update."""
+        return self._sums({name: float(change.double().square().sum()) for name, change in update.items()})
+
+    def _sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        return dict(zip(values, distributed.sum_shards(list(values.values()), [self.weights[name] for name in values]), strict=True))
+
+    @torch.no_grad()
     def response(self, update: Update) -> dict[str, float]:
         """tr(D M D^T) by layer, for an update D and the retained data's Gram M."""
-        return {name: self._response(name, change) for name, change in update.items()}
+        values = {name: self._response(name, change) for name, change in update.items()}
+        found = {**values, **self._sums({name: value for name, value in values.items() if self._local[name]})}
+        return {name: max(value, 0.0) if value == value else value for name, value in found.items()}  # rounding may bring it below
 
     def _response(self, name: str, change: Tensor) -> float:
-        matrix = as_matrix(self._layers[name], change).to(self._matrices[name].dtype)
-        return float(((matrix @ self._matrices[name]) * matrix).sum().clamp(min=0))  # rounding may bring it below
+        matrix = self._matrix(name, self._together(name, change)).to(self._matrices[name].dtype)
+        return float(((matrix @ self._matrices[name]) * matrix).sum())
 
     def relative(self, update: Update) -> float:
         """Sum tr(D M D^T) / sum tr(W M W^T): squared change of the response to the retained data, relative to the original response."""
@@ -87,8 +120,7 @@ class UpdateGuard:
 
     def longest(self, update: Update) -> float:
         """The factor by which ``update`` is as long as the original weights together."""
-        weights = sum(float(weight.square().sum()) for weight in self._original.values())
-        length = sum(float(change.square().sum()) for change in update.values())
+        weights, length = sum(self.squares(self._original).values()), sum(self.squares(update).values())
         return (weights / length) ** 0.5 if length else 1.0
 
     def interference(self) -> dict[str, float]:
@@ -104,7 +136,7 @@ class UpdateGuard:
     @torch.no_grad()
     def proposal(self) -> Update:
         """What the optimizer did since the last ``commit``, filtered; the weights are put back."""
-        update = {name: weight - (self._original[name] + self._change[name]) for name, weight in self._weights.items()}
+        update = {name: part - (self._original[name] + self._change[name]) for name, part in self._parts().items()}
         self.filter_(update)
         self.balance_(update)
         self.undo()
@@ -114,11 +146,15 @@ class UpdateGuard:
     def filter_(self, update: Update) -> None:
         """Take from ``update`` what may not pass, in place."""
         for name, change in update.items():
-            matrix, dtype = as_matrix(self._layers[name], change), _matrix_type(change)
+            together, dtype = self._together(name, change), _matrix_type(change)
+            matrix = self._matrix(name, together)
             allowed = self.projectors[name](matrix.to(dtype))
             if name in self._scaled:
-                allowed = allowed + self._scaled[name](matrix.to(dtype), as_matrix(self._layers[name], self._original[name]).to(dtype))
+                original = self._matrix(name, self._together(name, self._original[name]))
+                allowed = allowed + self._scaled[name](matrix.to(dtype), original.to(dtype))
             matrix.copy_(allowed)
+            if together is not change:
+                change.copy_(distributed.part_of(together, self.weights[name]))
 
     @torch.no_grad()
     def balance_(self, update: Update) -> None:
@@ -129,8 +165,9 @@ class UpdateGuard:
     @torch.no_grad()
     def undo(self) -> None:
         """Put the weights back to where the last ``commit`` left them."""
-        for name, weight in self._weights.items():
-            weight.copy_(self._original[name] + self._change[name])
+        for name, part in self._parts().items():
+            part.copy_(self._original[name] + self._change[name])
+        self._written()
 
     @torch.no_grad()
     def commit(self, update: Update, length: float = 1.0) -> None:
@@ -143,8 +180,9 @@ class UpdateGuard:
     def moved(self, update: Update, length: float) -> Iterator[None]:
         """Inside, the weights have moved by ``length * update``; afterwards they are back."""
         with torch.no_grad():
-            for name, weight in self._weights.items():
-                weight.add_(update[name], alpha=length)
+            for name, part in self._parts().items():
+                part.add_(update[name], alpha=length)
+        self._written()
         try:
             yield
         finally:
@@ -154,8 +192,9 @@ class UpdateGuard:
     def at_original(self) -> Iterator[None]:
         """Inside, the model is the original."""
         with torch.no_grad():
-            for name, weight in self._weights.items():
-                weight.copy_(self._original[name])
+            for name, part in self._parts().items():
+                part.copy_(self._original[name])
+        self._written()
         try:
             yield
         finally:

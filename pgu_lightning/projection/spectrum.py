@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pgu_lightning import distributed
 from pgu_lightning.statistics.gram import Gram
 
 
@@ -40,9 +42,34 @@ class Spectrum:
         Raises:
             ValueError: If the matrix has values that are not finite.
         """
-        if not bool(gram.matrix.isfinite().all()):
-            raise ValueError("the Gram matrix has values that are not finite")
-        values, vectors = torch.linalg.eigh(gram.matrix)
+        _check(gram)
+        return cls._clamped(*torch.linalg.eigh(gram.matrix))
+
+    @classmethod
+    def of_all(cls, grams: Mapping[str, Gram]) -> dict[str, Spectrum]:
+        """Decompose matrices that all processes have alike; the work is shared out by its cost, groups * dim^3.
+
+        Args:
+            grams: Sums over all processes, by any name.
+
+        Returns:
+            Their spectra, the same on every process to the bit.
+
+        Raises:
+            ValueError: If a matrix has values that are not finite.
+        """
+        for gram in grams.values():
+            _check(gram)
+        matrices = [gram.matrix for gram in grams.values()]
+        parts = distributed.spread(
+            [len(matrix) * matrix.shape[-1] ** 3 for matrix in matrices],
+            lambda task: torch.linalg.eigh(matrices[task]),
+            lambda task: (torch.empty(matrices[task].shape[:2], dtype=matrices[task].dtype), torch.empty_like(matrices[task])),
+        )
+        return {name: cls._clamped(*part) for name, part in zip(grams, parts, strict=True)}
+
+    @classmethod
+    def _clamped(cls, values: Tensor, vectors: Tensor) -> Spectrum:
         mass = float(values.abs().sum())
         clamped = float(values.clamp(max=0).abs().sum()) / mass if mass else 0.0
         return cls(values.clamp(min=0), vectors, clamped)
@@ -51,3 +78,8 @@ class Spectrum:
     def matrix(self) -> Tensor:
         """V diag(values) V^T, the Gram matrix without what was clamped, (groups, dim, dim)."""
         return (self.vectors * self.values[:, None, :]) @ self.vectors.mT
+
+
+def _check(gram: Gram) -> None:
+    if not bool(gram.matrix.isfinite().all()):
+        raise ValueError("the Gram matrix has values that are not finite")

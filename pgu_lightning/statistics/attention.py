@@ -6,7 +6,6 @@ layer whose forward is passed over; what it is given is what the attention retur
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,9 +35,11 @@ def attended(call: Call) -> list[Tensor]:
     """The heads' output that the out-projection is given, batch first."""
     attention, inputs, named = call
     identity: Any = nn.Identity()
-    identity.weight, identity.bias = torch.eye(attention.embed_dim).to(weight_of(attention.out_proj)), None
-    twin = copy.copy(attention)  # the weights are shared, the model is left alone, and no hook is called
-    twin._modules = {"out_proj": identity}
+    weight = weight_of(attention.out_proj)
+    identity.weight, identity.bias = torch.eye(attention.embed_dim).to(weight.device, weight.dtype), None
+    # The weights are shared, the model is left alone, and no hook is called. (What fully_shard makes of a class cannot be copied.)
+    twin = nn.MultiheadAttention.__new__(nn.MultiheadAttention)
+    vars(twin).update(vars(attention), _modules={"out_proj": identity})
     return [_batch_first(attention, twin.forward(*inputs, **named)[0])]
 
 

@@ -27,6 +27,7 @@ class Collector:
     Attributes:
         mask: Which rows of the next forward pass are real: a boolean tensor that matches the leading dimensions of the layers' inputs,
             such as (batch, tokens) for padded sequences. None: all.
+        counts: Whether the next forward pass is of data at all, and not made only to keep other processes company.
 
     Example:
         >>> from pgu_lightning.statistics.survey import survey
@@ -41,6 +42,7 @@ class Collector:
 
     def __init__(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
         self.mask: Tensor | None = None
+        self.counts = True
         self._layers = tuple(layers)
         self._modules = dict(named_layers(model))
         self._sums: dict[str, Tensor] = {}
@@ -67,8 +69,10 @@ class Collector:
 
     def _hook(self, key: str, module: nn.Module, received: Callable[[Call], Sequence[Tensor]]) -> Any:
         def hook(called: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if not self.counts:
+                return
             with torch.no_grad():
-                parts = [self._unmasked(module, x.detach()) for x in received((called, inputs, named))]
+                parts = [self._unmasked(module, distributed.full(x)) for x in received((called, inputs, named))]
                 x = parts[0] if len(parts) == 1 else side_by_side(parts)
                 if not x.numel():
                     return

@@ -56,6 +56,13 @@ def weight_of(layer: nn.Module) -> Any:
     return layer.weight
 
 
+def one_row_each(layer: nn.Module, weight: Tensor) -> bool:
+    """Whether ``weight[i]`` is row i of the only group's matrix, so that some of them can be filtered without the others."""
+    empty = torch.empty(weight.shape, device="meta")
+    matrix = as_matrix(layer, empty)
+    return matrix.shape[:2] == (1, len(empty)) and matrix.stride(1) == empty.stride(0)
+
+
 @singledispatch
 def second_moment(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     """Sum of the outer products of ``rows(layer, x)``, without forming more than a bounded number of rows' product at once.

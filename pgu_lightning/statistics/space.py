@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pgu_lightning import distributed
 from pgu_lightning.files import atomic_write, digest, read_tensors
 from pgu_lightning.statistics.gram import Gram
 from pgu_lightning.statistics.survey import LayerInfo, canonical
@@ -64,7 +65,7 @@ class Provenance:
 
 
 def fingerprint(state: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 over a model's state dict: names, types, shapes and bytes.
+    """SHA-256 over a model's state dict: names, types, shapes and bytes; sharded tensors are put together, so every process has to call it.
 
     Args:
         state: A module or its state dict.
@@ -79,7 +80,7 @@ def fingerprint(state: nn.Module | Mapping[str, Tensor]) -> str:
     def parts() -> Iterable[str | bytes]:
         for name, value in named:
             yield f"{name} {value.dtype} {tuple(value.shape)}"
-            yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            yield distributed.full(value).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
     return digest(parts())
 

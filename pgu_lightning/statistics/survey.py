@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from pgu_lightning import distributed
 from pgu_lightning.statistics.layers import as_matrix, supported, weight_of
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -90,18 +92,18 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[Lay
 def _describe(name: str, module: nn.Module, owners: dict[int, list[str]], patterns: Sequence[str] | None) -> LayerInfo:
     reason = _reason(name, module, owners, patterns)
     if reason is None:
-        shape = tuple(as_matrix(module, weight_of(module).detach()).shape)
-        return LayerInfo(name, type(module).__name__, name, shape)
+        shape = tuple(as_matrix(module, torch.empty(weight_of(module).shape, device="meta")).shape)
+        return LayerInfo(name, distributed.kind_of(module), name, shape)
     first = next(module.parameters())
     shape = () if isinstance(first, nn.parameter.UninitializedParameter) else tuple(first.shape)
-    return LayerInfo(name, type(module).__name__, None, shape, reason)
+    return LayerInfo(name, distributed.kind_of(module), None, shape, reason)
 
 
 def _reason(name: str, module: nn.Module, owners: dict[int, list[str]], patterns: Sequence[str] | None) -> str | None:
     if parametrize.is_parametrized(module):
         return "its weight is parametrized"
     if not supported(module):
-        kind = type(module).__name__
+        kind = distributed.kind_of(module)
         return "normalisation parameters are not moved" if "Norm" in kind else f"{kind} is not a layer whose input rows are known"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "max_norm rewrites its weight in the forward pass"
@@ -117,6 +119,8 @@ def _reason(name: str, module: nn.Module, owners: dict[int, list[str]], patterns
         return f"its weight is tied to {', '.join(others)}"
     if not weight.requires_grad:
         return "the model has frozen it (requires_grad is False)"
+    if not distributed.averaged(weight):
+        return "its gradient is not averaged over the processes: no fully_shard holds it"
     if patterns is not None and not any(fnmatch(name, pattern) for pattern in patterns):
         return "not selected by layers="
     return None

@@ -1,4 +1,4 @@
-"""Runs a script in a process group of its own, and ends what it started."""
+"""Runs a script in a process group of its own, and ends what it started; or plays one process of many."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
+
+from pgu_lightning import distributed
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,3 +31,8 @@ def run_script(path: Path, *arguments: str, timeout: float = 240, killed: bool =
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == (-signal.SIGKILL if killed else 0), err[-4000:]
     return out
+
+
+def as_rank(rank: int, world: int):
+    """Inside, the package takes this process for one of many; collectives are not available."""
+    return patch.multiple(distributed, rank=lambda: rank, world=lambda: world, _active=lambda: world > 1)
