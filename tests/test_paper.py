@@ -17,7 +17,7 @@ def test_a_table_has_every_request_and_what_became_of_those_before(tmp_path):
         "unlearned": {"forget_accuracy": 0.9, "mia_auc": 0.5},
         "retrained": {"forget_accuracy": 0.8, "mia_auc": 0.5},
     }
-    first = Report(asked, MethodRecord("pgu_paper", False), models, Outcome(True, "met", 1, 1), average_gap=0.05)
+    first = Report(asked, MethodRecord("pgu_paper", False), models, outcome=Outcome(True, "met", 1, 1), average_gap=0.05)
     second = first.replace(earlier=(EarlierRequest(asked, models),), outcome=Outcome(False, "not met", 1, 1))
     stage = Stage(asked, models)
     for name, report in (("request-1", first), ("request-2", second), ("", second.replace(stages=(stage, stage)))):

@@ -19,6 +19,9 @@ from pydantic import Field, PydanticSchemaGenerationError, TypeAdapter, Validati
 GROUPS = ("data", "model", "forget", "method", "trainer", "logger")
 """The parts of a configuration that are made into objects, in this order."""
 
+PEOPLE = ("forget.ids", "forget.indices")
+"""Keys whose values may name people: they stay in the run's own folder."""
+
 
 class ConfigError(ConfigCompositionException, ValueError):
     """A mistake of the user: Hydra prints its message without a traceback."""
@@ -84,6 +87,17 @@ def nearest(error: BaseException | None) -> str | None:
     by_last = {key.rpartition(".")[2]: key for key in keys(everything) if not key.startswith("hydra.")}
     match = _match(name, by_last)
     return None if match is None else f"Did you mean {by_last[match]}?"
+
+
+def public(overrides: Iterable[str]) -> dict[str, str]:
+    """What makes a job this job, by key, without the names of people.
+
+    Example:
+        >>> public(["seed=1", "+forget.ids=[anna]", "~forget.classes"])
+        {'seed': '1', 'forget.classes': ''}
+    """
+    parts = (override.lstrip("+~").partition("=") for override in overrides)
+    return {key: value for key, _, value in parts if key not in PEOPLE}
 
 
 def keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -39,6 +39,6 @@ def hold(folder: Path) -> Iterator[None]:
         text = f"process {os.getpid()} on {platform.node()}, begun {datetime.now():%Y-%m-%d %H:%M:%S}"
         atomic_write(holder, lambda path: path.write_text(text))
         yield
-        holder.unlink()
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()

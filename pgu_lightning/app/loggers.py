@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
+from pgu_lightning.app.config import public
 from pgu_lightning.records import Report
 from pgu_lightning.report import figures
 
@@ -56,7 +57,8 @@ def _names() -> dict[str, Any]:
     if hydra.mode != RunMode.MULTIRUN:
         return {"tags": tags}
     # wandb takes at most 128 characters; a folder's end and a job's number tell more than what they begin with
-    return {"tags": [*tags, "sweep"], "group": hydra.sweep.dir[-128:], "name": f"{hydra.job.num} {hydra.job.override_dirname}"[:128]}
+    name = " ".join([str(hydra.job.num), *(f"{key}={value}" for key, value in public(hydra.overrides.task).items())])
+    return {"tags": [*tags, "sweep"], "group": hydra.sweep.dir[-128:], "name": name[:128]}
 
 
 def _starts(logger: WandbLogger) -> bool:

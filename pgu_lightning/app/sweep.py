@@ -10,7 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from pgu_lightning.app.config import ConfigError
+from pgu_lightning.app.config import ConfigError, public
 from pgu_lightning.app.experiment import run
 from pgu_lightning.records import Report
 from pgu_lightning.report import Sweep, SweepJob, print_sweep, without_details, write_sweep_html
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 _JOB = "job.json"
 _WHERE = ("output_dir", "cache", "logger", "objective")  # says where results go and who is told, not what they are
-_PEOPLE = ("forget.ids", "forget.indices")  # stay in the job's own folder
 
 
 def run_job(config: DictConfig, output: Path, overrides: Sequence[str]) -> Report | None:
@@ -46,9 +45,7 @@ def run_job(config: DictConfig, output: Path, overrides: Sequence[str]) -> Repor
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
             log.exception("job %s failed", output.name)
-    given = dict(_pair(override) for override in overrides)
-    public = {key: value for key, value in given.items() if key not in _PEOPLE}
-    SweepJob(output.name, public, error, None if report is None else without_details(report)).save(output / _JOB)
+    SweepJob(output.name, public(overrides), error, None if report is None else without_details(report)).save(output / _JOB)
     return report
 
 
@@ -90,11 +87,6 @@ def _finished(config: DictConfig, output: Path) -> Report | None:
 def _what(config: Any) -> dict[str, Any]:
     content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return {key: value for key, value in content.items() if key not in _WHERE}
-
-
-def _pair(override: str) -> tuple[str, str]:
-    key, _, value = override.partition("=")
-    return key.lstrip("+~"), value
 
 
 def _name(folder: Path) -> str:

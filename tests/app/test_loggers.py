@@ -8,6 +8,7 @@ import logging
 import pytest
 import wandb
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -85,3 +86,18 @@ def test_csv_and_tensorboard_hold_the_final_figures(folder):
     events = EventAccumulator(str(next(folder.glob("tensorboard/*")))).Reload()
     shown = {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"] if name in expected}
     assert shown == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_sweeps_run_is_named_by_its_overrides_without_people(monkeypatch):
+    class Job:
+        num = 3
+
+    class Hydra:
+        job, mode = Job, RunMode.MULTIRUN
+        runtime = OmegaConf.create({"choices": {"data": "digits", "method": "pgu"}})
+        sweep = OmegaConf.create({"dir": "outputs/sweeps/a"})
+        overrides = OmegaConf.create({"task": ["seed=1", "+forget.ids=[anna,bert]"]})
+
+    monkeypatch.setattr(loggers.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(loggers.HydraConfig, "get", lambda: Hydra)
+    assert loggers._names() == {"tags": ["digits", "pgu", "sweep"], "group": "outputs/sweeps/a", "name": "3 seed=1"}

@@ -96,18 +96,6 @@ def test_people_stay_in_the_jobs_own_folder(tmp_path, runs):
     overrides = ("~forget.classes", "+forget.ids=[anna,bert]", "seed=1")
     app.run_job(composed(*overrides, tmp_path=output), output, overrides)
     assert "anna" not in (output / "job.json").read_text()
-    assert runs[0].logger.wandb.tags == ["~forget.classes", "seed=1"]
-
-
-def test_wandb_runs_are_grouped(tmp_path, runs):
-    folder = tmp_path / "2026-01-02" / "03-04-05"
-    (folder / "0").mkdir(parents=True)
-    app.run_job(composed("seed=1", tmp_path=folder / "0"), folder / "0", ["seed=1", f"data.root={'x' * 80}"])
-    assert runs[0].logger.wandb.group == "2026-01-02/03-04-05"
-    assert runs[0].logger.wandb.tags == ["seed=1"]
-    own = composed("seed=2", "logger.wandb.group=mine", "logger.wandb.tags=[a]", tmp_path=folder / "0")
-    app.run_job(own, folder / "0", ["seed=2"])
-    assert (runs[1].logger.wandb.group, runs[1].logger.wandb.tags) == ("mine", ["a"])
 
 
 def test_the_summary_is_of_this_sweep(tmp_path, runs, capsys):
