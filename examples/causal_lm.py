@@ -1,8 +1,8 @@
 """A small causal language model (GPT-2 from a config, no download) forgets some people's phone numbers and still knows the others'.
 
 Validation data are numbers it never saw: it is enough when the forgotten ones are guessed no better than those. GPT-2's layers, `Conv1D`,
-store their weight as (in, out): how they are read is said in the lines below the imports. Every token is a row, so a sample has many labels:
-the objective `Margin` takes that, `Calibrated` (the default for samples) does not.
+store their weight as (in, out): how they are read is said in the lines below the imports. Every token is a row, so a sample has many
+labels: the objective `Margin` takes that, `Calibrated` (the default for samples) does not.
 
 Needs transformers. Run: python examples/causal_lm.py
 """

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
+
+import nbformat
+from nbclient import NotebookClient
 
 from pgu_lightning import Report
 from tests.helpers.examples import EXAMPLES, run_example
@@ -59,11 +63,10 @@ def test_other_callbacks(tmp_path):
 
 def test_lightning_cli(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_example("lightning_cli", "fit", "--config", EXAMPLES / "lightning_cli_learn.yaml")
+    learn, forget = (EXAMPLES / f"lightning_cli_{what}.yaml" for what in ("learn", "forget"))
+    run_example("lightning_cli", "fit", "--config", learn)
     assert (tmp_path / "outputs/lightning_cli/model.retain.safetensors").exists()
-    out = run_example(
-        "lightning_cli", "fit", "--config", EXAMPLES / "lightning_cli_forget.yaml", "--trainer.callbacks.forget.classes", "[8]"
-    )
+    out = run_example("lightning_cli", "fit", "--config", forget, "--trainer.callbacks.forget.classes", "[8]")
     assert "forget accuracy 0.000 is at most 0.000" in out
 
 
@@ -73,3 +76,15 @@ def test_custom_objective(tmp_path):
     assert report.outcome.fulfilled
     assert report.method.settings["objective"] == "Hinge(room=1.0)"
     assert report.models["unlearned"]["forget_accuracy"] == 0
+
+
+def test_first_steps(tmp_path):
+    """The notebook, from top to bottom; its own assertions hold."""
+    notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not committed"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Jupyter's own parts
+        NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    text = "".join(str(cell.get("outputs")) for cell in notebook.cells)
+    assert "fulfilled=True" in text
+    assert "measured" in text
