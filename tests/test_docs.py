@@ -20,8 +20,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def commands() -> list[str]:
     blocks = [block for page in PAGES for language, block in BLOCK.findall(page.read_text()) if not language]
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return sorted({line for line in lines if line.startswith("pgu-lightning") and "--" not in line})
+    lines = [shlex.join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines()]
+    return sorted({line for line in lines if line.split(" ")[0] == "pgu-lightning" and "--" not in line})
 
 
 def jobs(command: str) -> list[list[str]]:
