@@ -20,7 +20,15 @@ from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace, fingerprint, survey
-from pgu_lightning.takeover import Takeover, is_completed_later, mesh_of, refuse_strategy, watch_saves
+from pgu_lightning.takeover import (
+    Takeover,
+    behind_averages,
+    is_completed_later,
+    mesh_of,
+    refuse_averages,
+    refuse_strategy,
+    watch_saves,
+)
 from pgu_lightning.unlearner import Settings
 from pgu_lightning.unlearning_fit import UnlearningFit
 
@@ -131,8 +139,10 @@ class PGUCallback(L.Callback):
             self._takeover.refuse_resume(self._would_unlearn)
         if not self._checks_later:
             survey(pl_module, self._patterns)
+        trainer.callbacks = behind_averages(trainer.callbacks, self)  # type: ignore[attr-defined]
         if self._request is None:
             return
+        refuse_averages(trainer.callbacks)  # type: ignore[attr-defined]
         self._train = self._takeover.train_loader()
         if self._retain_space is None:
             self._split = self._request.split(self._train.dataset)

@@ -9,14 +9,14 @@ checkpoint's folder. ``tests/test_takeover.py``, ``tests/test_resume.py`` and ``
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 _MISSING = object()
+_AVERAGES = (WeightAveraging, StochasticWeightAveraging)
 
 # What a module does in its own training has no place in unlearning: it may count on its own step having run.
 _TRAIN_HOOKS = (
@@ -262,6 +263,29 @@ def is_completed_later(trainer: L.Trainer, module: L.LightningModule) -> bool:
 def mesh_of(strategy: Any) -> Any:
     """The device mesh over which weights are sharded; None where every process has them whole."""
     return strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
+
+
+def behind_averages(callbacks: Sequence[L.Callback], own: L.Callback) -> list[L.Callback]:
+    """The same callbacks, with our own behind those that average weights: the fit ends with what they write in their ``on_train_end``."""
+    places = [place for place, callback in enumerate(callbacks) if isinstance(callback, _AVERAGES)]
+    if not places or callbacks.index(own) > places[-1]:
+        return list(callbacks)
+    ahead, behind = callbacks[: places[-1] + 1], callbacks[places[-1] + 1 :]
+    return [*(callback for callback in ahead if callback is not own), own, *behind]
+
+
+def refuse_averages(callbacks: Sequence[L.Callback]) -> None:
+    """Check that the weights of an unlearning fit are its own.
+
+    Raises:
+        ValueError: If a callback averages weights over the fit.
+    """
+    names = [type(callback).__name__ for callback in callbacks if isinstance(callback, _AVERAGES)]
+    if names:
+        raise ValueError(
+            f"{' and '.join(names)} would mix weights from before unlearning into the result. Learn with it, and forget in a fit of its "
+            "own, without it, with retain_space=."
+        )
 
 
 def watch_saves(

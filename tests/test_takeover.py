@@ -5,12 +5,13 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch.utils.data import DataLoader
 
-from pgu_lightning import ForgetRequest, PGUCallback, collect
+from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace, collect
 from pgu_lightning.stopping import Epochs
-from pgu_lightning.takeover import Takeover, refuse_strategy
+from pgu_lightning.takeover import Takeover, behind_averages, refuse_strategy
 from pgu_lightning.unlearner import Settings, Unlearner
 from pgu_lightning.unlearning_fit import UnlearningFit
 from tests.helpers.toys import Data, Module, blobs, trainer
@@ -146,6 +147,28 @@ def test_dropout_is_active_only_if_asked_for():
 def test_strategies_that_shard_flat_weights_are_refused(strategy):
     with pytest.raises(TypeError, match=r"ModelParallelStrategy\(data_parallel_size"):
         refuse_strategy(object.__new__(strategy))
+
+
+def test_statistics_are_of_the_averaged_weights_wherever_the_callback_stands(tmp_path):
+    module = Module()
+    fit = trainer(3, [PGUCallback(), EMAWeightAveraging(decay=0.9)])
+    fit.fit(module, datamodule=Data())
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    RetainSpace.load(tmp_path / "model.retain.safetensors").check(module)
+
+
+def test_only_averages_are_waited_for():
+    own, monitor, average, other = PGUCallback(), LearningRateMonitor(), EMAWeightAveraging(), StochasticWeightAveraging(0.1)
+    assert behind_averages([own, monitor], own) == [own, monitor]
+    assert behind_averages([average, own, monitor], own) == [average, own, monitor]
+    assert behind_averages([own, average, other, monitor], own) == [average, other, own, monitor]
+
+
+@pytest.mark.parametrize("how", [{"retain_space": "unread"}, {"switch_at_epoch": 2}])
+@pytest.mark.parametrize("average", [EMAWeightAveraging(), StochasticWeightAveraging(0.1)], ids=lambda kind: type(kind).__name__)
+def test_averages_are_refused_where_weights_are_forgotten(how, average):
+    with pytest.raises(ValueError, match=f"{type(average).__name__} would mix weights from before"):
+        trainer(9, [PGUCallback(CLASS, **how), average]).fit(Module(), datamodule=Data())
 
 
 def test_gradients_that_are_not_finite_skip_the_step():
