@@ -19,7 +19,7 @@ from pgu_lightning.files import digest
 from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
-from pgu_lightning.statistics import RetainSpace, fingerprint, survey
+from pgu_lightning.statistics import RetainSpace, check_room, fingerprint, survey
 from pgu_lightning.takeover import (
     Takeover,
     behind_averages,
@@ -138,7 +138,7 @@ class PGUCallback(L.Callback):
         elif self._request is not None:
             self._takeover.refuse_resume(self._would_unlearn)
         if not self._checks_later:
-            survey(pl_module, self._patterns)
+            self._check_model(trainer, pl_module)
         trainer.callbacks = behind_averages(trainer.callbacks, self)  # type: ignore[attr-defined]
         if self._request is None:
             return
@@ -150,6 +150,7 @@ class PGUCallback(L.Callback):
             return
         given = self._retain_space
         self.space = given if isinstance(given, RetainSpace) else RetainSpace.load(given)
+        check_room(self.space.layers, trainer.num_devices, unlearns=True)
         if not self._checks_later:
             self.space.check_layers(pl_module)
         self._given = digest([repr(self.space.provenance)])
@@ -167,10 +168,15 @@ class PGUCallback(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check a model that was not complete at ``setup``."""
         if self._checks_later:
-            survey(pl_module, self._patterns)
+            self._check_model(trainer, pl_module)
             if self._phase is Phase.UNLEARN:
                 assert self.space is not None
                 self.space.check_layers(pl_module)
+
+    def _check_model(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        layers = survey(module, self._patterns)
+        if self._retain_space is None:
+            check_room(layers, trainer.num_devices, unlearns=self._request is not None)
 
     def _check_size(self, samples: int) -> None:
         assert self._request is not None
@@ -232,10 +238,12 @@ class PGUCallback(L.Callback):
         self._fit.begin(self.space, contains_forget=False)
 
     def _collect_retained(self, trainer: L.Trainer, module: L.LightningModule) -> RetainSpace:
+        return self._collect(trainer, module, over(self._split.retain, self._train), "Collecting the retained data")
+
+    def _collect(self, trainer: L.Trainer, module: L.LightningModule, loader: DataLoader[Any], description: str) -> RetainSpace:
         started = time.perf_counter()
         distributed.agree(module)
-        retained = over(self._split.retain, self._train)
-        space = collect(module, retained, layers=self._patterns, trainer=trainer, description="Collecting the retained data")
+        space = collect(module, loader, layers=self._patterns, place=self._settings.gram_place, trainer=trainer, description=description)
         self.seconds["collect"] = time.perf_counter() - started
         return space
 
@@ -270,10 +278,7 @@ class PGUCallback(L.Callback):
                 "was forgotten. Unlearn in a fit of its own, with retain_space=."
             )
         elif self._phase is Phase.LEARN:
-            started = time.perf_counter()
-            distributed.agree(pl_module)
-            self.space = collect(pl_module, self._takeover.train_loader(), layers=self._patterns, trainer=trainer)
-            self.seconds["collect"] = time.perf_counter() - started
+            self.space = self._collect(trainer, pl_module, self._takeover.train_loader(), "Collecting")
             for path, weights in self._saved.items():
                 if path.exists():
                     self._write_beside(trainer, path, weights)

@@ -64,7 +64,10 @@ def _device() -> torch.device:
 def sum_(tensor: Tensor) -> Tensor:
     """Sum ``tensor`` over the data group, in place, and return it."""
     if _active():
-        dist.all_reduce(tensor, group=_data_group)
+        sent = tensor.to(_device()) if tensor.device.type == "cpu" else tensor  # NCCL takes no CPU tensors
+        dist.all_reduce(sent, group=_data_group)
+        if sent is not tensor:
+            tensor.copy_(sent)
     return tensor
 
 

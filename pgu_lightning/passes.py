@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -21,8 +22,22 @@ from tqdm import tqdm
 from pgu_lightning import distributed
 from pgu_lightning.evaluation.scores import Scores
 from pgu_lightning.mixin import question
-from pgu_lightning.statistics import Collector, Provenance, RetainSpace, fingerprint, survey
+from pgu_lightning.statistics import (
+    Collector,
+    LayerInfo,
+    Provenance,
+    RetainSpace,
+    check_room,
+    fingerprint,
+    free_on,
+    gram_bytes,
+    in_words,
+    offloaded,
+    survey,
+)
 from pgu_lightning.views import View
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class _Repeatable(Dataset[Any]):
@@ -165,6 +180,7 @@ def collect(
     loader: DataLoader[Any],
     *,
     layers: Sequence[str] | None = None,
+    place: Literal["device", "cpu"] | None = None,
     trainer: L.Trainer | None = None,
     description: str = "Collecting",
 ) -> RetainSpace:
@@ -174,6 +190,8 @@ def collect(
         model: The model, at its final weights. If its batch is not ``(x, y)``, it answers ``unlearning_outputs`` (see ``PGUMixin``).
         loader: All samples are used once, whatever its sampler.
         layers: Shell patterns of the layers to protect; the others will be frozen. None: all that can be.
+        place: Where the matrices are summed: on the ``"device"`` that the model is on, or on the ``"cpu"``, to which each batch's are then
+            copied. None: on the device as far as they fit, and a warning says which do not.
         trainer: Of a running fit; inside one the callback calls this.
         description: Words for the progress bar.
 
@@ -181,7 +199,7 @@ def collect(
         The statistics, the same on every process.
 
     Raises:
-        ValueError: If there are no samples, or no layer can be protected.
+        ValueError: If there are no samples, no layer can be protected, or the statistics do not fit into memory.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.eye(2), torch.tensor([0, 1]))
@@ -190,7 +208,9 @@ def collect(
         [[[1.0, 0.0], [0.0, 1.0]]]
     """
     distributed.reshard(model)  # after a validation pass it may own gathered copies in place of its weights
-    collector = Collector(model, survey(model, layers))
+    found = survey(model, layers)
+    check_room(found, 1 if trainer is None else trainer.num_devices)
+    collector = Collector(model, found, _on_cpu(model, found, place))
     mask = question(model, "row_mask")  # type: ignore[arg-type]
     samples = 0
 
@@ -209,6 +229,19 @@ def collect(
         raise ValueError("The loader has no samples: there is nothing to collect.")
     grams, infos = collector.result()
     return RetainSpace(grams, infos, Provenance(fingerprint(model), samples, _transforms(loader.dataset)))
+
+
+def _on_cpu(model: nn.Module, layers: Sequence[LayerInfo], place: Literal["device", "cpu"] | None) -> frozenset[str]:
+    sizes, device = gram_bytes(layers), next(model.parameters()).device
+    if place is not None:
+        return frozenset(sizes if place == "cpu" else ())
+    away = offloaded(sizes, free := free_on(device))
+    if away:
+        _LOGGER.warning(
+            f"The statistics need {in_words(sizes)}, and {free / 1e9:.1f} GB of {device} are free: "
+            f"{', '.join(sorted(away))} are summed on the CPU, which is slower."
+        )
+    return away
 
 
 def _transforms(dataset: Any) -> str:

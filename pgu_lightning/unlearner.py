@@ -78,6 +78,8 @@ class Settings:
         dropout: Keep dropout active while unlearning (as in the published code).
         preflight: Look first at what the projection leaves of the forget gradient, and refuse what cannot work; ``"only"`` ends there, with
             nothing changed.
+        gram_place: Where the statistics are summed: ``"device"``, ``"cpu"`` (slower, for large layers), or None: on the device as far as
+            they fit.
     """
 
     rule: Rule = field(default_factory=Soft)
@@ -93,6 +95,7 @@ class Settings:
     batch_size: int = 500
     dropout: bool = False
     preflight: bool | Literal["only"] = True
+    gram_place: Literal["device", "cpu"] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -107,6 +110,8 @@ class Settings:
             raise ValueError(f"A scale moves inside what a hard rule protects, and a rule is {soft[0]!r}: choose Hard(...), or scale=None.")
         if self.preflight not in (True, False, "only"):
             raise ValueError(f'preflight must be True, False or "only", got {self.preflight!r}')
+        if self.gram_place not in ("device", "cpu", None):
+            raise ValueError(f'gram_place must be "device", "cpu" or None, got {self.gram_place!r}')
 
     def rule_for(self, layer: str) -> Rule:
         """The rule for the layer of this name."""

@@ -155,8 +155,10 @@ class UnlearningFit:
         self._started, self._first_epoch = time.perf_counter(), self._trainer.current_epoch
         module, trainer, split = self._module, self._trainer, self._split
         if contains_forget:
-            forget = collect(module, self._forget, layers=list(space.protected), trainer=trainer, description="Collecting the forget set")
-            space = space.without(forget)
+            chosen, place = list(space.protected), self._settings.gram_place
+            space = space.without(
+                collect(module, self._forget, layers=chosen, place=place, trainer=trainer, description="Collecting the forget set")
+            )
         self.space = space
         layers = self._layers(list(space.protected))
         keys = {name: str(space.protected[name].gram) for name in layers}

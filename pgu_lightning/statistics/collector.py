@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,11 @@ class Collector:
 
     The Gram is computed in a forward *pre*-hook, so later in-place operations do no harm, and no activation is kept.
 
+    Args:
+        model: Any module.
+        layers: What ``survey(model)`` found.
+        on_cpu: Keys of the matrices that are summed on the CPU, because the device has no room; the others are where the inputs are.
+
     Attributes:
         mask: Which rows of the next forward pass are real: a boolean tensor that matches the leading dimensions of the layers' inputs,
             such as (batch, tokens) for padded sequences. None: all.
@@ -40,10 +45,11 @@ class Collector:
         (3, [[[3.0, 3.0], [3.0, 3.0]]])
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[LayerInfo]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[LayerInfo], on_cpu: Collection[str] = ()) -> None:
         self.mask: Tensor | None = None
         self.counts = True
         self._layers = tuple(layers)
+        self._on_cpu = on_cpu
         self._modules = dict(named_layers(model))
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
@@ -78,6 +84,8 @@ class Collector:
                     return
                 with torch.autocast(x.device.type, enabled=False):
                     matrix, rows = second_moment(module, x.float() if x.dtype in _HALF else x)
+            if key in self._on_cpu:
+                matrix = matrix.cpu()
             self._sums[key] = self._sums[key].add_(matrix) if key in self._sums else matrix
             self._rows[key] = self._rows.get(key, 0) + rows
 
