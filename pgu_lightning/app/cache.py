@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from pgu_lightning.app.lock import follows
 from pgu_lightning.files import digest
 
 
@@ -42,7 +42,7 @@ class Cache:
         text = json.dumps(key, sort_keys=True, default=str)
         folder = self._root / f"{kind}-{digest([text])[:16]}"
         self._root.mkdir(parents=True, exist_ok=True)
-        if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        if follows():
             return self._follow(folder, make)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():

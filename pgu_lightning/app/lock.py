@@ -14,6 +14,16 @@ from filelock import FileLock, Timeout
 from pgu_lightning.files import atomic_write
 
 
+def follows() -> bool:
+    """Whether another process of this run writes for this one; known before there is a process group, as whoever started it says.
+
+    torchrun names each process by its number over all machines; Slurm's number may differ from it, and Lightning's own launcher counts
+    the processes of a machine and the machines apart.
+    """
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return any(int(os.environ.get(name, "0")) != 0 for name in names)
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Inside, no other run writes to ``folder``. The operating system gives the lock back when a run is killed.
@@ -26,7 +36,7 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         RuntimeError: If another run holds it.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+    if follows():
         yield
         return
     lock, holder = FileLock(folder / ".lock"), folder / ".holder"

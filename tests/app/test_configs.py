@@ -58,7 +58,7 @@ def test_loggers(option, tmp_path, monkeypatch):
     assert len(loggers) == expected
 
 
-@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "trainer" and option not in ("gpu", "ddp")])
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "trainer" and option not in ("gpu", "ddp", "slurm")])
 def test_trainers(option, tmp_path):
     trainer = instantiate(composed(f"trainer={option}", tmp_path=tmp_path).trainer, max_epochs=3, logger=False)
     assert trainer.max_epochs == 3

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pgu_lightning.app.lock import hold
+from pgu_lightning.app.lock import follows, hold
 
 HOLDS = """
 import pathlib, sys, time
@@ -55,3 +55,26 @@ def test_helper_processes_of_the_first_may_enter(tmp_path, other, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with hold(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "helps"),
+    [
+        ({}, False),
+        ({"LOCAL_RANK": "1"}, True),  # Lightning's own launcher
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, False),  # torchrun
+        ({"RANK": "8", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "8", "LOCAL_RANK": "0", "SLURM_PROCID": "0"}, True),  # torchrun in a Slurm job counts the machines as it likes
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, False),
+        ({"SLURM_PROCID": "8", "SLURM_LOCALID": "0"}, True),
+    ],
+    ids=str,
+)
+def test_one_process_of_all_machines_writes(monkeypatch, variables, helps):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert follows() == helps
