@@ -73,7 +73,10 @@ bench: $(STAMP) ## Speed of collecting and projecting against a plain baseline i
 bench-forgetting: $(STAMP) ## How near unlearned models come to retrained ones: a subset in under ten minutes
 	$(BIN)/python benchmarks/forgetting.py --quick
 
+bench-scaling: $(STAMP) ## Time of collecting and of a step on 1, 2 and 4 processes, each on a core of its own
+	$(BIN)/python benchmarks/scaling.py
+
 clean: ## Remove what was built here
 	rm -rf .venv .venv-ecosystem .venv-oldest build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help install demo lint test docs test-slow test-ecosystem test-oldest release-check bench bench-forgetting clean
+.PHONY: help install demo lint test docs test-slow test-ecosystem test-oldest release-check bench bench-forgetting bench-scaling clean

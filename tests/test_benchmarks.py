@@ -1,4 +1,4 @@
-"""The benchmark that decides, on one tiny task: its rows against the reports of the runs, and that it goes on where it stopped."""
+"""The benchmark that decides, on one tiny task: its rows against the reports of the runs, and that it goes on where it stopped. Scaling."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import pytest
 from hydra import compose, initialize_config_module
 
-from benchmarks import forgetting
+from benchmarks import estimate, forgetting, scaling
 from pgu_lightning.records import average_gap
+from tests.helpers.processes import ROOT
 
 TINY = ["--tasks", "digits_samples_120", "--models", "mlp", "--methods", "pgu", "--seeds", "0", "1"]
 
@@ -82,3 +83,27 @@ def test_what_is_run_unless_told_otherwise():
     ablation = forgetting.cells_of(forgetting.parse(["--ablation", "--seeds", "0"]))
     assert {cell.model for cell in ablation} == {"mlp"}
     assert len(ablation) == len(forgetting.ABLATIONS) * len(forgetting.ABLATION_TASKS)
+
+
+def test_the_estimate_is_that_of_the_note():
+    note = (ROOT / "docs" / "scaling.md").read_text()
+    assert estimate.ASSUMED in note
+    assert estimate.table() in note
+
+
+def test_the_estimate_knows_its_models():
+    """Weights as published: 304 M and 6.7 G with norms, biases and embeddings; one Gram matrix counted by hand."""
+    vit, decoder = estimate.vit(), estimate.decoder(None)
+    assert sum(layer.weights for layer in vit.layers) == pytest.approx(304e6, rel=0.01)
+    assert sum(layer.weights for layer in decoder.layers) + 32_000 * 4096 == pytest.approx(6.74e9, rel=0.01)
+    assert estimate.figures(vit, 8)["Gram matrices, float64"] == f"{8 * (768**2 + 24 * (3 * 1024**2 + 4096**2) + 1024**2) / 1e9:.1f} GB"
+    sent = 2 * 7 / 8 * 8 * 8 * (2 * 4096**2 + 11008**2)
+    assert estimate.figures(estimate.decoder(8), 8)["collecting: sent by each process, once"] == f"{sent / 1e9:.1f} GB"
+
+
+@pytest.mark.slow
+def test_scaling_measures_groups_of_processes():
+    rows = scaling.measure(16, [1, 2], repeats=1)
+    assert [(row["work"], row["processes"]) for row in rows] == [(work, count) for work in scaling.WORK for count in (1, 2)]
+    assert all(row["ms_per_sample"] > 0 for row in rows)
+    assert [row["ratio"] for row in rows if row["processes"] == 1] == [1, 1]
