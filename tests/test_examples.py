@@ -80,8 +80,9 @@ def test_custom_objective(tmp_path):
     assert report.models["unlearned"]["forget_accuracy"] == 0
 
 
-def test_first_steps(tmp_path):
+def test_first_steps(tmp_path, monkeypatch):
     """The notebook, from top to bottom; its own assertions hold."""
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not committed"
     with warnings.catch_warnings():
