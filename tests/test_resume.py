@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace, collect
 from pgu_lightning.records import Report
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import fingerprint
 from pgu_lightning.stopping import Epochs
-from pgu_lightning.unlearner import Settings
 from tests.helpers.processes import run_script
 from tests.helpers.toys import CLASSES, FEATURES, blobs, trainer
 

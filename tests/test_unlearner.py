@@ -16,9 +16,10 @@ from torch import nn
 from pgu_lightning.evaluation.scores import Scores
 from pgu_lightning.objectives import Calibrated, Margin
 from pgu_lightning.projection import Hard, Projector, Soft, Spectrum, UpdateGuard
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import Gram
 from pgu_lightning.stopping import AccuracyGap, AllowedDrop, AnyOf, Decision, Epochs, Forgotten
-from pgu_lightning.unlearner import Settings, Unlearner, parabola_minimum
+from pgu_lightning.unlearner import Unlearner, parabola_minimum
 from tests import oracles
 
 FEATURES, HIDDEN, CLASSES = 9, 7, 4

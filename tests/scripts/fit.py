@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace
 from pgu_lightning.distributed import full
 from pgu_lightning.projection import Hard
-from pgu_lightning.unlearner import Settings
+from pgu_lightning.settings import Settings
 from tests.helpers.toys import Data, Module, blobs, trainer
 
 devices, strategy, mode, output, case = int(sys.argv[1]), *sys.argv[2:6]
