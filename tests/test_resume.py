@@ -227,6 +227,16 @@ def test_a_checkpoint_from_the_middle_of_an_epoch(whole, tmp_path, every, dies, 
     same(*whole, *interrupted(seeded(), switching, tmp_path, 50, dies, every=every, data=Data(workers), **options))
 
 
+def test_a_fit_that_moves_biases(learned, tmp_path):
+    make = separate(learned, settings=dataclasses.replace(SETTINGS, bias="augment"))
+    module, callback = module_of(learned), make()
+    start = module.net[3].bias.detach().clone()
+    fit(module, callback, tmp_path / "whole", 50)
+    assert not torch.equal(module.net[3].bias, start)
+    assert callback.report.layers["net.3"].dim == 17
+    same(module, callback, *interrupted(module_of(learned), make, tmp_path / "killed", 50, Dies(2)))
+
+
 def test_the_epochs_have_run_out(learned, tmp_path):
     """Lightning has nothing left to train then, and calls no hook of its own accord."""
     make = separate(learned, settings=dataclasses.replace(SETTINGS, stop=Epochs(50)))

@@ -230,7 +230,7 @@ class UpdateGuard:
         """
         for part, own in (("original", self._original), ("change", self._change)):
             if state[part].keys() != own.keys():
-                raise ValueError(f"the saved state is of {sorted(state[part])}, here {sorted(own)} move")
+                raise ValueError(f"the saved state is of the layers {sorted(state[part])}, the model has {sorted(own)}")
             for name, value in own.items():
                 value.copy_(state[part][name])
         self._energy = self.response(self._original)
