@@ -32,7 +32,8 @@ from pgu_lightning import RetainSpace, collect, distributed
 from pgu_lightning.evaluation import Scores
 from pgu_lightning.passes import score
 from pgu_lightning.projection import Projector, Soft, Spectrum, UpdateGuard
-from pgu_lightning.unlearner import Settings, Unlearner
+from pgu_lightning.settings import Settings
+from pgu_lightning.unlearner import Unlearner
 
 LAYERS, CLASSES = 3, 10
 SAMPLES, BATCH, STEPS = 8192, 512, 4

@@ -20,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from pgu_lightning import ForgetRequest, PGUCallback, PGUMixin
 from pgu_lightning.objectives import Margin
 from pgu_lightning.passes import score
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics.layers import as_matrix, rows
 from pgu_lightning.stopping import AccuracyGap
-from pgu_lightning.unlearner import Settings
 
 PEOPLE, DIGITS, NAMES = 48, 8, 40
 

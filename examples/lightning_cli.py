@@ -13,7 +13,7 @@ from existing_trainer import DigitsData, DigitsModule
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
 from pgu_lightning.projection import Soft
-from pgu_lightning.unlearner import Settings
+from pgu_lightning.settings import Settings
 
 
 class Digits(DigitsModule):

@@ -19,6 +19,7 @@ from pgu_lightning.files import digest
 from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import RetainSpace, check_room, fingerprint, survey
 from pgu_lightning.takeover import (
     Takeover,
@@ -29,7 +30,6 @@ from pgu_lightning.takeover import (
     refuse_strategy,
     watch_saves,
 )
-from pgu_lightning.unlearner import Settings
 from pgu_lightning.unlearning_fit import UnlearningFit
 
 

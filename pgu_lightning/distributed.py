@@ -215,6 +215,11 @@ def has_whole_rows(tensor: Tensor) -> bool:
     return not isinstance(tensor, DTensor) or all(place.is_replicate() or getattr(place, "dim", None) == 0 for place in tensor.placements)
 
 
+def alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether the processes hold the same rows of each of these."""
+    return len({tuple(tensor.placements) if isinstance(tensor, DTensor) else None for tensor in tensors}) == 1
+
+
 def averaged(weight: Tensor) -> bool:
     """Whether the strategy averages this weight's gradient over the data group."""
     return _averages_gradients or world() == 1 or isinstance(weight, DTensor)

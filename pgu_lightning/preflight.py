@@ -13,8 +13,8 @@ from pgu_lightning.projection import UpdateGuard
 from pgu_lightning.projection.guard import Update
 from pgu_lightning.records import Preflight, PreflightLayer
 from pgu_lightning.requests import Kind
+from pgu_lightning.settings import Settings
 from pgu_lightning.stopping import Epoch
-from pgu_lightning.unlearner import Settings
 
 SAMPLES = 2000
 """So many forget samples are looked at, at most."""

@@ -240,7 +240,7 @@ class Report:
         trained_attack: Share of the forget set that an attack takes for members, by model; it was trained on other models of both kinds.
         estimated_gap: What validation data says of the gap, without a retrained model.
         interference: Relative squared change of the protected layers' response to the retained data.
-        layers: The protected layers. Only their weights are updated, never their biases.
+        layers: The protected layers. Their weights are updated, their biases only with ``bias="augment"``: ``dim`` is then one more.
         frozen: The layers that were not updated, with the reason.
         seconds: Wall-clock seconds by stage (``train``, ``collect``, ``unlearn``, ``retrain``).
         curve: The model after each pass over the forget set.

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import SGD, Optimizer
 
 from pgu_lightning import distributed
 from pgu_lightning.evaluation.scores import Scores
-from pgu_lightning.objectives import Calibrated, Margin, Objective, anchor
-from pgu_lightning.projection import Hard, Rule, Scale, Soft, UpdateGuard
+from pgu_lightning.objectives import anchor
+from pgu_lightning.projection import UpdateGuard
 from pgu_lightning.projection.guard import Update
 from pgu_lightning.records import CurvePoint, Outcome
 from pgu_lightning.requests import Kind
-from pgu_lightning.stopping import AccuracyGap, Decision, Epoch, Forgotten, StopRule
+from pgu_lightning.settings import Settings
+from pgu_lightning.stopping import Decision, Epoch
 
 Outputs = Callable[[Any], tuple[Tensor, Tensor]]
 ROUNDED = (
@@ -31,111 +29,6 @@ ROUNDED = (
     'rounding. Unlearn with precision="32-true" or "bf16-mixed".'
 )
 _Pending = tuple[Callable[[], tuple[Tensor, Tensor]], Tensor]  # a batch of the step to come: what computes its losses again, its loss now
-
-
-def _default_objectives() -> dict[Kind, Objective]:
-    return {"class": Margin(), "samples": Calibrated(), "poison": Margin()}
-
-
-def _default_stops() -> dict[Kind, StopRule]:
-    return {"class": Forgotten(), "samples": AccuracyGap(slack=0.005, loss=0.02), "poison": Forgotten()}
-
-
-def _unit_step(parameters: Iterable[Parameter]) -> Optimizer:
-    return SGD(parameters, lr=1.0)
-
-
-def _default_anchors() -> dict[Kind, float]:
-    # The answers of a poisoned model are partly what has to go: holding on to them is held back.
-    return {"class": 20.0, "samples": 20.0, "poison": 1.0}
-
-
-def _default_balance() -> dict[Kind, bool]:
-    # A class goes with what the early layers know of it; balanced steps leave these alone.
-    return {"class": False, "samples": True, "poison": True}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What belongs to the algorithm. The defaults need no tuning: objective and stop rule follow the kind of the request.
-
-    Attributes:
-        rule: Which directions pass.
-        layer_rules: Another rule for the layers whose names fit a shell pattern; the first that fits counts.
-        objective: The forget loss, one for all requests or one a kind.
-        stop: The stop rule, likewise.
-        anchor: Weight of KL(original || present) on validation inputs, one for all requests or one a kind; none without validation data.
-        trust_radius: Interference of one step, as the square root of the relative squared change of the response to the retained data; the
-            step's length is the minimum of a parabola through one extra forward pass, within this radius. None: the optimizer's own step
-            length.
-        balanced: Weigh the layers against each other so that the whole step forgets most for its interference, for all requests or by
-            kind; only within a trust radius.
-        scale: Learn a scale inside the retained space (as published for poison), for all requests or by kind; only with ``Hard`` rules,
-            whose protected directions it moves in. None: nothing moves there.
-        optimizer: Made of the protected weights.
-        scheduler: Made of the optimizer; steps once an epoch.
-        batch_size: Largest number of forget samples in a step, over all processes.
-        dropout: Keep dropout active while unlearning (as in the published code).
-        preflight: Look first at what the projection leaves of the forget gradient, and refuse what cannot work; ``"only"`` ends there, with
-            nothing changed.
-        gram_place: Where the statistics are summed: ``"device"``, ``"cpu"`` (slower, for large layers), or None: on the device as far as
-            they fit.
-    """
-
-    rule: Rule = field(default_factory=Soft)
-    layer_rules: Mapping[str, Rule] = field(default_factory=dict)
-    objective: Objective | Mapping[Kind, Objective] = field(default_factory=_default_objectives)
-    stop: StopRule | Mapping[Kind, StopRule] = field(default_factory=_default_stops)
-    anchor: float | Mapping[Kind, float] = field(default_factory=_default_anchors)
-    trust_radius: float | None = 0.01
-    balanced: bool | Mapping[Kind, bool] = field(default_factory=_default_balance)
-    scale: Scale | Mapping[Kind, Scale | None] | None = None
-    optimizer: Callable[[Iterable[Parameter]], Optimizer] = _unit_step
-    scheduler: Callable[[Optimizer], Any] | None = None
-    batch_size: int = 500
-    dropout: bool = False
-    preflight: bool | Literal["only"] = True
-    gram_place: Literal["device", "cpu"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        anchors = self.anchor.values() if isinstance(self.anchor, Mapping) else [self.anchor]
-        if min(anchors) < 0:
-            raise ValueError(f"anchor must not be negative, got {self.anchor}")
-        if self.trust_radius is not None and not self.trust_radius > 0:
-            raise ValueError(f"trust_radius must be above 0 or None, got {self.trust_radius}")
-        soft = [rule for rule in (self.rule, *self.layer_rules.values()) if not isinstance(rule, Hard)]
-        if soft and any(self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]):
-            raise ValueError(f"A scale moves inside what a hard rule protects, and a rule is {soft[0]!r}: choose Hard(...), or scale=None.")
-        if self.preflight not in (True, False, "only"):
-            raise ValueError(f'preflight must be True, False or "only", got {self.preflight!r}')
-        if self.gram_place not in ("device", "cpu", None):
-            raise ValueError(f'gram_place must be "device", "cpu" or None, got {self.gram_place!r}')
-
-    def rule_for(self, layer: str) -> Rule:
-        """The rule for the layer of this name."""
-        return next((rule for pattern, rule in self.layer_rules.items() if fnmatchcase(layer, pattern)), self.rule)
-
-    def balanced_for(self, kind: Kind) -> bool:
-        """Whether layers are weighed against each other for this kind of request."""
-        return self.trust_radius is not None and (self.balanced[kind] if isinstance(self.balanced, Mapping) else self.balanced)
-
-    def scale_for(self, kind: Kind) -> Scale | None:
-        """The scale for this kind of request."""
-        return self.scale[kind] if isinstance(self.scale, Mapping) else self.scale
-
-    def anchor_for(self, kind: Kind) -> float:
-        """The weight of the anchor for this kind of request."""
-        return self.anchor[kind] if isinstance(self.anchor, Mapping) else self.anchor
-
-    def objective_for(self, kind: Kind) -> Objective:
-        """A fresh objective for this kind of request."""
-        return copy.deepcopy(self.objective[kind] if isinstance(self.objective, Mapping) else self.objective)
-
-    def stop_for(self, kind: Kind) -> StopRule:
-        """The stop rule for this kind of request."""
-        return self.stop[kind] if isinstance(self.stop, Mapping) else self.stop
 
 
 def parabola_minimum(before: float, after: float, slope: float, radius: float) -> float:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
@@ -25,12 +25,14 @@ from pgu_lightning.mixin import question
 from pgu_lightning.passes import collect, gradient, score
 from pgu_lightning.preflight import advise, chosen, what_survives
 from pgu_lightning.projection import Projector, Spectrum, UpdateGuard
+from pgu_lightning.projection.guard import moving
 from pgu_lightning.records import EarlierRequest, Interference, LayerRecord, MethodRecord, Outcome, Preflight, Report, RequestRecord
 from pgu_lightning.requests import Split, positions_of
-from pgu_lightning.statistics import Fulfilled, RetainSpace, fingerprint, named_layers, survey, weight_of
+from pgu_lightning.settings import Settings
+from pgu_lightning.statistics import Fulfilled, RetainSpace, biases, fingerprint, named_layers, survey, weight_of
 from pgu_lightning.stopping import Decision, Epoch
 from pgu_lightning.takeover import Takeover
-from pgu_lightning.unlearner import ROUNDED, Settings, Unlearner
+from pgu_lightning.unlearner import ROUNDED, Unlearner
 from pgu_lightning.views import View, labels, size_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -120,8 +122,13 @@ class UnlearningFit:
         chosen = {layer.name for layer in survey(self._module, self._patterns) if layer.gram is not None}
         return {name: modules[name] for name in protected if name in chosen}
 
+    def _biases(self, layers: Iterable[str]) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+        """The biases of these layers that move, and why others do not where the settings ask for them."""
+        return biases(self._module, layers) if self._settings.bias == "augment" else ({}, {})
+
     def _configure(self, protected: Sequence[str]) -> Any:
-        parameters = [weight_of(layer) for layer in self._layers(protected).values()]
+        layers = self._layers(protected)
+        parameters = list(moving(layers, self._biases(layers)[0]).values())
         own = question(self._module, "configure_unlearning_optimizer")(parameters)
         optimizer: Optimizer = self._settings.optimizer(parameters) if own is None else own
         optimizer.register_step_post_hook(lambda *_: self._unlearner.after_step())
@@ -137,8 +144,10 @@ class UnlearningFit:
         """When the fit is resumed, before ``begin``: give the model the weights from before unlearning."""
         original = self._resumed["unlearner"]["guard"]["original"] if self._resumed else {}
         with torch.no_grad():
-            for name, layer in self._layers(list(original)).items():
-                weight_of(layer).copy_(original[name])
+            layers = self._layers(list(original))
+            for name, parameter in moving(layers, self._biases(layers)[0]).items():
+                if name in original:  # else other settings began: that is refused when the rest is loaded
+                    parameter.copy_(original[name])
 
     def begin(self, space: RetainSpace, contains_forget: bool) -> None:
         """Make the projectors and take down where the original model stands; when the fit is resumed, go on from its last save.
@@ -150,7 +159,7 @@ class UnlearningFit:
             contains_forget: Whether the forget set is in them and has to be subtracted.
 
         Raises:
-            ValueError: If the preflight refuses.
+            ValueError: If the preflight refuses, or the biases are to move and the statistics are older than that.
         """
         self._started, self._first_epoch = time.perf_counter(), self._trainer.current_epoch
         module, trainer, split = self._module, self._trainer, self._split
@@ -161,8 +170,9 @@ class UnlearningFit:
             )
         self.space = space
         layers = self._layers(list(space.protected))
-        keys = {name: str(space.protected[name].gram) for name in layers}
-        by_key = Spectrum.of_all({key: space.grams[key] for key in keys.values()})
+        moved, self._frozen_biases = self._biases(layers)
+        keys = {name: (str(space.protected[name].gram), name in moved) for name in layers}
+        by_key = Spectrum.of_all({key: space.gram_of(*key) for key in keys.values()})
         spectra = {name: by_key[key] for name, key in keys.items()}
         rules = {name: self._settings.rule_for(name) for name in layers}
         projectors = {name: Projector(spectrum, rules[name], weight_of(layers[name])) for name, spectrum in spectra.items()}
@@ -174,7 +184,13 @@ class UnlearningFit:
             self._settings,
             split.kind,
             UpdateGuard(
-                layers, projectors, matrices, self._settings.balanced_for(split.kind), scaled, partial(distributed.reshard, module)
+                layers,
+                projectors,
+                matrices,
+                self._settings.balanced_for(split.kind),
+                scaled,
+                partial(distributed.reshard, module),
+                moved,
             ),
             question(module, "unlearning_outputs"),
             split.classes,
@@ -313,7 +329,7 @@ class UnlearningFit:
             preflight=self.preflight,
             interference=Interference(unlearner.guard.total_interference, unlearner.guard.interference()),
             layers={name: LayerRecord(p.dim, p.rank, p.free, p.clamped) for name, p in unlearner.guard.projectors.items()},
-            frozen=self.space.frozen,
+            frozen={**self.space.frozen, **self._frozen_biases},
             seconds={"unlearn": seconds},
             curve=unlearner.curve,
             earlier=self._earlier_requests(unlearner.history[0], unlearner.history[unlearner.kept]),

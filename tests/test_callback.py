@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from pgu_lightning import ForgetRequest, PGUCallback, PGUMixin, RetainSpace, collect
 from pgu_lightning.projection import Hard
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import fingerprint
 from pgu_lightning.stopping import Epochs
-from pgu_lightning.unlearner import Settings
 from tests.helpers.toys import CLASSES, Data, HostileModule, ManualModule, Module, accuracy, blobs, network, trainer
 
 CLASS = ForgetRequest(classes=[2])

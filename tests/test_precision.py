@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pgu_lightning import ForgetRequest, PGUCallback, collect
 from pgu_lightning.projection import Hard
-from pgu_lightning.unlearner import Settings
+from pgu_lightning.settings import Settings
 from tests.helpers.toys import Data, Module, accuracy, blobs, trainer
 
 CLASS, TRAIN = ForgetRequest(classes=[2]), blobs(160)

@@ -20,9 +20,9 @@ from pgu_lightning.evaluation import Scores
 from pgu_lightning.preflight import accuracy_error, advise, chosen, what_survives
 from pgu_lightning.projection import Hard, Projector, Soft, Spectrum, UpdateGuard
 from pgu_lightning.records import Preflight, PreflightLayer
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import Gram, fingerprint
 from pgu_lightning.stopping import Epoch
-from pgu_lightning.unlearner import Settings
 from tests import oracles
 from tests.helpers.toys import Data, Module, blobs, trainer
 

@@ -54,6 +54,9 @@ def slow(*values):
             for case in ("default", *OWN_STEPS)
             if (devices, strategy) != (1, "ddp") and (devices, strategy, case) not in QUICK
         ),
+        slow(2, "ddp", "biases"),
+        slow(2, "fsdp2", "biases"),
+        slow(2, "tensor", "biases"),
         slow(3, "fsdp2", "default"),  # one process holds no row of the last layer
         # Sums in another order: AdamW divides what is rounding alone by its eps, so it is left out with tensor parallelism.
         *(slow(devices, "tensor", case) for devices in (2, 4) for case in ("default", "momentum+2")),
@@ -80,6 +83,9 @@ def nothing_leaks(before, found):
         values, vectors = torch.linalg.eigh(gram[0])
         rank = int((values.flip(0).cumsum(0) / values.sum() < 0.9).sum()) + 1
         change = (found["state"][f"{name}.weight"] - before[f"{name}.weight"]).double().flatten(1)
+        if gram.shape[-1] > change.shape[1]:  # of rows that end in a one
+            bias = (found["state"][f"{name}.bias"] - before[f"{name}.bias"]).double()
+            change = torch.cat([change, bias[:, None]], 1)
         assert change.norm() > 1e-2
         assert (change @ vectors[:, -rank:]).norm() <= 1e-6 * change.norm()
 

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace, collect
 from pgu_lightning.records import Report
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import fingerprint
 from pgu_lightning.stopping import Epochs
-from pgu_lightning.unlearner import Settings
 from tests.helpers.processes import run_script
 from tests.helpers.toys import CLASSES, FEATURES, blobs, trainer
 
@@ -225,6 +225,16 @@ def test_manual_optimization(tmp_path):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_checkpoint_from_the_middle_of_an_epoch(whole, tmp_path, every, dies, options, workers):
     same(*whole, *interrupted(seeded(), switching, tmp_path, 50, dies, every=every, data=Data(workers), **options))
+
+
+def test_a_fit_that_moves_biases(learned, tmp_path):
+    make = separate(learned, settings=dataclasses.replace(SETTINGS, bias="augment"))
+    module, callback = module_of(learned), make()
+    start = module.net[3].bias.detach().clone()
+    fit(module, callback, tmp_path / "whole", 50)
+    assert not torch.equal(module.net[3].bias, start)
+    assert callback.report.layers["net.3"].dim == 17
+    same(module, callback, *interrupted(module_of(learned), make, tmp_path / "killed", 50, Dies(2)))
 
 
 def test_the_epochs_have_run_out(learned, tmp_path):

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace, collect
+from pgu_lightning.settings import Settings
 from pgu_lightning.stopping import AccuracyGap, Epochs
-from pgu_lightning.unlearner import Settings
 from tests.helpers.toys import Data, Module, accuracy, blobs, trainer
 
 TRAIN, VALIDATION = blobs(160), blobs(80, seed=1)

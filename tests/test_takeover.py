@@ -10,9 +10,10 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch.utils.data import DataLoader
 
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace, collect
+from pgu_lightning.settings import Settings
 from pgu_lightning.stopping import Epochs
 from pgu_lightning.takeover import Takeover, behind_averages, refuse_strategy
-from pgu_lightning.unlearner import Settings, Unlearner
+from pgu_lightning.unlearner import Unlearner
 from pgu_lightning.unlearning_fit import UnlearningFit
 from tests.helpers.toys import Data, Module, blobs, trainer
 

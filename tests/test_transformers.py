@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from pgu_lightning import ForgetRequest, PGUCallback
+from pgu_lightning.settings import Settings
 from pgu_lightning.stopping import Epochs
-from pgu_lightning.unlearner import Settings
 from tests.helpers.toys import trainer
 
 CLASSES, WIDTH = 4, 24

@@ -15,10 +15,11 @@ from torch import nn
 
 from pgu_lightning.evaluation.scores import Scores
 from pgu_lightning.objectives import Calibrated, Margin
-from pgu_lightning.projection import Hard, Projector, Soft, Spectrum, UpdateGuard
+from pgu_lightning.projection import Hard, Projector, Scale, Soft, Spectrum, UpdateGuard
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import Gram
 from pgu_lightning.stopping import AccuracyGap, AllowedDrop, AnyOf, Decision, Epochs, Forgotten
-from pgu_lightning.unlearner import Settings, Unlearner, parabola_minimum
+from pgu_lightning.unlearner import Unlearner, parabola_minimum
 from tests import oracles
 
 FEATURES, HIDDEN, CLASSES = 9, 7, 4
@@ -510,6 +511,8 @@ def test_the_extra_pass_is_made_in_the_given_precision():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"anchor": -0.1}, "anchor must not be negative, got -0.1"),
         ({"trust_radius": 0}, "trust_radius must be above 0 or None, got 0"),
+        ({"bias": "thawed"}, 'bias must be "frozen" or "augment"'),
+        ({"bias": "augment", "scale": Scale(), "rule": Hard(0.9)}, "A scale is of weights alone"),
         ({"trust_radius": math.nan}, "trust_radius must be above 0 or None"),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from pgu_lightning.callback import PGUCallback
 from pgu_lightning.methods.base import Job
 from pgu_lightning.records import MethodRecord, Report
-from pgu_lightning.unlearner import Settings
+from pgu_lightning.settings import Settings
 
 
 class PGU:

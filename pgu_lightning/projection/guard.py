@@ -14,7 +14,7 @@ from pgu_lightning.projection.scale import ScaledSpace
 from pgu_lightning.statistics.layers import as_matrix, one_row_each, weight_of
 
 Update = Mapping[str, Tensor]
-"""A change of the protected weights by layer name, in the weights' own shapes; of sharded weights this process's part."""
+"""A change of what a guard moves, named and shaped as its ``weights``; of sharded weights this process's part."""
 
 
 class UpdateGuard:
@@ -34,9 +34,11 @@ class UpdateGuard:
         balanced: Weigh the layers against each other so that the whole update, not each layer's alone, forgets most for its interference.
         scaled: The part of the retained space that is scaled, by layer; None: no layer's.
         written: Called after the weights were changed.
+        biases: The biases that move too, by layer. Such a layer's matrix is [W | b]; its projector and Gram are of rows with a one behind.
 
     Attributes:
         projectors: As given.
+        weights: All that moves: each layer's weight under the layer's name, its bias under ``bias_key`` of that.
     """
 
     def __init__(
@@ -47,33 +49,44 @@ class UpdateGuard:
         balanced: bool = False,
         scaled: Mapping[str, ScaledSpace] | None = None,
         written: Callable[[], object] = lambda: None,
+        biases: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self._layers = dict(layers)
-        self.weights = {name: _weight(layer) for name, layer in layers.items()}
+        self.weights = moving(layers, biases or {})
+        self._keys = {name: [key for key in (name, bias_key(name)) if key in self.weights] for name in layers}
         self.projectors = projectors
         self._scaled = scaled or {}
         self._written = written
         # A scale mixes rows.
         self._local = {
-            name: distributed.has_whole_rows(weight) and one_row_each(layers[name], weight) and name not in self._scaled
-            for name, weight in self.weights.items()
+            name: distributed.has_whole_rows(self.weights[name])
+            and one_row_each(layer, self.weights[name])
+            and distributed.alike([self.weights[key] for key in self._keys[name]])
+            and name not in self._scaled
+            for name, layer in layers.items()
         }
         self._original = {name: part.clone() for name, part in self._parts().items()}
         # x + -0.0 is x to the bit, also where x is -0.0
         self._change = {name: torch.full_like(part, -0.0) for name, part in self._original.items()}
-        self._matrices = {name: matrices[name].to(part.device, _matrix_type(part)) for name, part in self._original.items()}
+        self._matrices = {name: matrices[name].to(self._original[name].device, _matrix_type(self._original[name])) for name in layers}
         self._energy = self.response(self._original)
-        self._scales = self._balance() if balanced else dict.fromkeys(self.weights, 1.0)
+        self._scales = self._balance() if balanced else dict.fromkeys(layers, 1.0)
 
     def _parts(self) -> dict[str, Tensor]:
         return {name: distributed.local(weight) for name, weight in self.weights.items()}
 
-    def _together(self, name: str, part: Tensor) -> Tensor:
-        """As much of an update as the projector needs at once: the part itself, or the whole."""
-        return part if self._local[name] else distributed.whole(part, self.weights[name])
+    def _together(self, name: str, update: Update) -> dict[str, Tensor]:
+        """As much of a layer's update as the projector needs at once: the parts themselves, or the whole."""
+        return {key: update[key] if self._local[name] else distributed.whole(update[key], self.weights[key]) for key in self._keys[name]}
 
-    def _matrix(self, name: str, change: Tensor) -> Tensor:
-        return change.view(1, len(change), self.projectors[name].dim) if self._local[name] else as_matrix(self._layers[name], change)
+    def _columns(self, name: str, together: Mapping[str, Tensor]) -> list[Tensor]:
+        """Views of a layer's weight and bias as (groups, out, columns)."""
+        weight, *bias = (together[key] for key in self._keys[name])
+        matrix = weight.view(1, len(weight), weight.shape[1:].numel()) if self._local[name] else as_matrix(self._layers[name], weight)
+        return [matrix, *(part.view(*matrix.shape[:2], 1) for part in bias)]
+
+    def _matrix(self, name: str, update: Update) -> Tensor:
+        return torch.cat(self._columns(name, self._together(name, update)), -1)
 
     def _balance(self) -> dict[str, float]:
         """The least sum of tr(D M D^T) / tr(W M W^T) over the layers for a given fall of the loss has D = tr(W M W^T) G (M + a)^-1 in each.
@@ -83,7 +96,7 @@ class UpdateGuard:
         means = {name: float(matrix.diagonal(dim1=-2, dim2=-1).mean()) for name, matrix in self._matrices.items()}
         scales = {name: self._energy[name] / mean for name, mean in means.items() if mean > 0}
         largest = max(scales.values(), default=1.0) or 1.0
-        return {name: scales.get(name, largest) / largest for name in self.weights}
+        return {name: scales.get(name, largest) / largest for name in self._layers}
 
     @property
     def rounds(self) -> bool:
@@ -97,7 +110,8 @@ class UpdateGuard:
 
     def squares(self, update: Update) -> dict[str, float]:
         """The squared length of each layer's update."""
-        return self._sums({name: float(change.double().square().sum()) for name, change in update.items()})
+        parts = self._sums({key: float(change.double().square().sum()) for key, change in update.items()})
+        return {name: sum(parts[key] for key in keys) for name, keys in self._keys.items()}
 
     def _sums(self, values: Mapping[str, float]) -> dict[str, float]:
         return dict(zip(values, distributed.sum_shards(list(values.values()), [self.weights[name] for name in values]), strict=True))
@@ -105,12 +119,12 @@ class UpdateGuard:
     @torch.no_grad()
     def response(self, update: Update) -> dict[str, float]:
         """tr(D M D^T) by layer, for an update D and the retained data's Gram M."""
-        values = {name: self._response(name, change) for name, change in update.items()}
+        values = {name: self._response(name, update) for name in self._layers}
         found = {**values, **self._sums({name: value for name, value in values.items() if self._local[name]})}
         return {name: max(value, 0.0) if value == value else value for name, value in found.items()}  # rounding may bring it below
 
-    def _response(self, name: str, change: Tensor) -> float:
-        matrix = self._matrix(name, self._together(name, change)).to(self._matrices[name].dtype)
+    def _response(self, name: str, update: Update) -> float:
+        matrix = self._matrix(name, update).to(self._matrices[name].dtype)
         return float(((matrix @ self._matrices[name]) * matrix).sum())
 
     def relative(self, update: Update) -> float:
@@ -145,22 +159,25 @@ class UpdateGuard:
     @torch.no_grad()
     def filter_(self, update: Update) -> None:
         """Take from ``update`` what may not pass, in place."""
-        for name, change in update.items():
-            together, dtype = self._together(name, change), _matrix_type(change)
-            matrix = self._matrix(name, together)
-            allowed = self.projectors[name](matrix.to(dtype))
+        for name in self._layers:
+            together, dtype = self._together(name, update), _matrix_type(update[name])
+            columns = self._columns(name, together)
+            matrix = torch.cat(columns, -1).to(dtype)
+            allowed = self.projectors[name](matrix)
             if name in self._scaled:
-                original = self._matrix(name, self._together(name, self._original[name]))
-                allowed = allowed + self._scaled[name](matrix.to(dtype), original.to(dtype))
-            matrix.copy_(allowed)
-            if together is not change:
-                change.copy_(distributed.part_of(together, self.weights[name]))
+                allowed = allowed + self._scaled[name](matrix, self._matrix(name, self._original).to(dtype))
+            for column, part in zip(columns, allowed.split([column.shape[-1] for column in columns], -1), strict=True):
+                column.copy_(part)
+            for key, whole in together.items():
+                if whole is not update[key]:
+                    update[key].copy_(distributed.part_of(whole, self.weights[key]))
 
     @torch.no_grad()
     def balance_(self, update: Update) -> None:
         """Weigh the layers of ``update`` against each other, in place."""
-        for name, change in update.items():
-            change.mul_(self._scales[name])
+        for name, keys in self._keys.items():
+            for key in keys:
+                update[key].mul_(self._scales[name])
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -201,7 +218,7 @@ class UpdateGuard:
             self.undo()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The original weights and the change, by layer name."""
+        """The original weights and the change, named as ``weights``."""
         return {"original": dict(self._original), "change": {name: change.clone() for name, change in self._change.items()}}
 
     @torch.no_grad()
@@ -218,6 +235,16 @@ class UpdateGuard:
                 value.copy_(state[part][name])
         self._energy = self.response(self._original)
         self.undo()
+
+
+def bias_key(layer: str) -> str:
+    """The name of a layer's bias among what moves."""
+    return f"{layer}.bias"
+
+
+def moving(layers: Mapping[str, nn.Module], biases: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """What moves of some layers: their weights by the layers' names, and their biases by ``bias_key``."""
+    return {name: _weight(layer) for name, layer in layers.items()} | {bias_key(name): bias for name, bias in biases.items()}
 
 
 def _weight(layer: nn.Module) -> nn.Parameter:

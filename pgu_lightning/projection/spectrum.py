@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pgu_lightning import distributed
 from pgu_lightning.statistics.gram import Gram
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,11 @@ class Spectrum:
         return cls._clamped(*torch.linalg.eigh(gram.matrix))
 
     @classmethod
-    def of_all(cls, grams: Mapping[str, Gram]) -> dict[str, Spectrum]:
+    def of_all(cls, grams: Mapping[Key, Gram]) -> dict[Key, Spectrum]:
         """Decompose matrices that all processes have alike; the work is shared out by its cost, groups * dim^3.
 
         Args:
-            grams: Sums over all processes, by any name.
+            grams: Sums over all processes, by any key.
 
         Returns:
             Their spectra, the same on every process to the bit.

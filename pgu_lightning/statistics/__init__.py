@@ -6,7 +6,7 @@ from pgu_lightning.statistics.gram import Gram
 from pgu_lightning.statistics.layers import weight_of
 from pgu_lightning.statistics.memory import check_room, free_on, gram_bytes, in_words, offloaded
 from pgu_lightning.statistics.space import Fulfilled, Provenance, RetainSpace, fingerprint
-from pgu_lightning.statistics.survey import LayerInfo, canonical, named_layers, survey
+from pgu_lightning.statistics.survey import LayerInfo, biases, canonical, named_layers, survey
 
 __all__ = [
     "Collector",
@@ -15,6 +15,7 @@ __all__ = [
     "LayerInfo",
     "Provenance",
     "RetainSpace",
+    "biases",
     "canonical",
     "check_room",
     "fingerprint",

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from pgu_lightning import distributed
 from pgu_lightning.statistics.attention import Call, side_by_side, source
 from pgu_lightning.statistics.gram import Gram
-from pgu_lightning.statistics.layers import second_moment, weight_of
+from pgu_lightning.statistics.layers import bias_of, row_sum, second_moment, weight_of
 from pgu_lightning.statistics.survey import LayerInfo, named_layers
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -53,6 +53,7 @@ class Collector:
         self._modules = dict(named_layers(model))
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
+        self._row_sums: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Collector:
@@ -83,9 +84,13 @@ class Collector:
                 if not x.numel():
                     return
                 with torch.autocast(x.device.type, enabled=False):
-                    matrix, rows = second_moment(module, x.float() if x.dtype in _HALF else x)
+                    x = x.float() if x.dtype in _HALF else x
+                    matrix, rows = second_moment(module, x)
+                    sums = row_sum(module, x) if bias_of(module) is not None else None
             if key in self._on_cpu:
                 matrix = matrix.cpu()
+            if sums is not None:
+                self._row_sums[key] = self._row_sums.get(key, 0) + sums.to(matrix.device)
             self._sums[key] = self._sums[key].add_(matrix) if key in self._sums else matrix
             self._rows[key] = self._rows.get(key, 0) + rows
 
@@ -112,8 +117,11 @@ class Collector:
                 matrix = torch.zeros(layer.shape[0], layer.shape[2], layer.shape[2], dtype=torch.float64, device=weight.device)
             matrix = distributed.sum_(matrix)
             rows = int(distributed.sum_(torch.tensor(self._rows.get(layer.gram, 0), device=matrix.device)))
+            sums = None
+            if bias_of(self._modules[layer.name]) is not None:
+                sums = distributed.sum_(self._row_sums.get(layer.gram, matrix.new_zeros(matrix.shape[:2])))
             if rows:
-                grams[layer.gram] = Gram(matrix.cpu(), rows)
+                grams[layer.gram] = Gram(matrix.cpu(), rows, None if sums is None else sums.cpu())
                 layers.append(layer)
             else:
                 layers.append(replace(layer, gram=None, frozen_because="its forward was never called"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -16,6 +18,7 @@ class Gram:
     Attributes:
         matrix: (groups, dim, dim), float64.
         rows: Number of rows summed (for a convolution: patches).
+        sums: The sum of the rows themselves, (groups, dim), float64; None where no bias is added to their products, or nobody took it down.
 
     Example:
         >>> import torch
@@ -28,6 +31,7 @@ class Gram:
 
     matrix: Tensor
     rows: int
+    sums: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -35,12 +39,35 @@ class Gram:
         return self.matrix.shape[-1]
 
     def __add__(self, other: Gram) -> Gram:
-        return Gram(self.matrix + other.matrix, self.rows + other.rows)
+        return Gram(self.matrix + other.matrix, self.rows + other.rows, _both(torch.add, self.sums, other.sums))
 
     def __sub__(self, other: Gram) -> Gram:
-        return Gram(self.matrix - other.matrix, self.rows - other.rows)
+        return Gram(self.matrix - other.matrix, self.rows - other.rows, _both(torch.sub, self.sums, other.sums))
+
+    def augmented(self) -> Gram:
+        """The Gram of the rows with a one behind each: what the matrix [W | b] multiplies.
+
+        Raises:
+            ValueError: If the sums of the rows are not known.
+
+        Example:
+            >>> Gram(torch.tensor([[[5.0]]]), 2, torch.tensor([[3.0]])).augmented().matrix.tolist()
+            [[[5.0, 3.0], [3.0, 2.0]]]
+        """
+        if self.sums is None:
+            raise ValueError("the sums of its rows were not taken down")
+        groups, dim = self.sums.shape
+        matrix = self.matrix.new_empty(groups, dim + 1, dim + 1)
+        matrix[:, :dim, :dim] = self.matrix
+        matrix[:, dim, :dim] = matrix[:, :dim, dim] = self.sums
+        matrix[:, dim, dim] = self.rows
+        return Gram(matrix, self.rows)
 
     def response(self, weight: Tensor) -> float:
         """tr(W M W^T): the summed squared response of ``weight``, (groups, out, dim), to all rows."""
         weight = weight.to(self.matrix)
         return float(((weight @ self.matrix) * weight).sum())
+
+
+def _both(combine: Callable[[Tensor, Tensor], Tensor], one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if one is None or other is None else combine(one, other)

@@ -78,6 +78,29 @@ def second_moment(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     return total, count
 
 
+_ADDS_TO_EACH_ROW = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def bias_of(layer: nn.Module) -> nn.Parameter | None:
+    """The bias that is added to each output row, so that it is the weight's column for an input of one; None where there is none.
+
+    That of a transposed convolution is added after the products of overlapping taps are, that of attention's in-projection to as many rows
+    as queries and keys have each.
+    """
+    kind = next(kind for kind in type(layer).__mro__ if kind in rows.registry)
+    bias = layer.bias if kind in _ADDS_TO_EACH_ROW else None
+    return bias if isinstance(bias, nn.Parameter) else None
+
+
+def row_sum(layer: Any, x: Tensor) -> Tensor:
+    """The sum of ``rows(layer, x)``, (groups, dim) in float64, of a layer that has a ``bias_of``."""
+    if isinstance(layer, nn.Linear):
+        return rows(layer, x).sum(1, dtype=torch.float64)
+    # Patches are linear in the input, whatever the padding: the patches of the sum are few.
+    x = x[None] if x.dim() == len(layer.kernel_size) + 1 else x
+    return rows(layer, x.sum(0, keepdim=True, dtype=torch.float64)).sum(1)
+
+
 def supported(layer: nn.Module) -> bool:
     """Whether ``rows`` knows this layer: its type is registered, or it inherits a registered type's very forward."""
     known = [kind for kind in rows.registry if kind is not object and kind is not nn.Module and isinstance(layer, kind)]

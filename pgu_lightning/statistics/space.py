@@ -22,6 +22,7 @@ from pgu_lightning.statistics.gram import Gram
 from pgu_lightning.statistics.survey import LayerInfo, canonical
 
 FORMAT = "pgu-lightning retain space 1"
+_SUMS = ".sums."  # no name of a layer begins with a dot
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,19 @@ class RetainSpace:
         """
         return sum(math.sqrt(request.interference) for request in self.provenance.fulfilled)
 
+    def gram_of(self, key: str, augmented: bool) -> Gram:
+        """The Gram under ``key``; augmented: that of the same rows with a one behind each.
+
+        Raises:
+            ValueError: If the statistics are older than the sums of rows.
+        """
+        if augmented and self.grams[key].sums is None:
+            raise ValueError(
+                f'bias="augment" needs the sums of the rows of {key}, and this retain space was collected before they were taken down. '
+                'Collect again with `collect(model, loader)`, or use bias="frozen".'
+            )
+        return self.grams[key].augmented() if augmented else self.grams[key]
+
     def without(self, forget: RetainSpace) -> RetainSpace:
         """Subtract the forget set: what remains is the Gram of the retained data.
 
@@ -202,6 +216,7 @@ class RetainSpace:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, atomically."""
         tensors = {key: gram.matrix.contiguous() for key, gram in self.grams.items()}
+        tensors |= {_SUMS + key: gram.sums.contiguous() for key, gram in self.grams.items() if gram.sums is not None}
         description = json.dumps(
             {
                 "rows": {key: gram.rows for key, gram in self.grams.items()},
@@ -229,7 +244,7 @@ class RetainSpace:
         metadata, tensors = read_tensors(path, FORMAT, "Collect again with `collect(model, loader)`.")
         try:
             description = _DESCRIPTION.validate_json(metadata["description"])
-            grams = {key: Gram(tensors[key], rows) for key, rows in description.rows.items()}
+            grams = {key: Gram(tensors[key], rows, tensors.get(_SUMS + key)) for key, rows in description.rows.items()}
         except (ValidationError, KeyError) as error:
             raise ValueError(f"{path} has a damaged description: {error}") from error
         if metadata.get("digest") != digest([metadata["description"], fingerprint(tensors)]):
@@ -241,7 +256,9 @@ class RetainSpace:
         return space
 
     def _check_numbers(self, path: Path, tensors: Mapping[str, Any]) -> None:
-        problems = [f"{key}: a matrix that is not described" for key in tensors.keys() - self.grams.keys()]
+        problems = [
+            f"{key}: a matrix that is not described" for key in tensors.keys() - {name for key in self.grams for name in (key, _SUMS + key)}
+        ]
         for layer in self.protected.values():
             gram = self.grams.get(layer.gram or "")
             wanted = (*layer.shape[:1], *layer.shape[-1:], *layer.shape[-1:])
@@ -251,6 +268,8 @@ class RetainSpace:
                 problems.append(f"{layer.name}: {tuple(gram.matrix.shape)} {gram.matrix.dtype} instead of {wanted} float64")
             elif not bool(gram.matrix.isfinite().all()):
                 problems.append(f"{layer.name}: values that are not finite")
+            elif gram.sums is not None and not (tuple(gram.sums.shape) == wanted[:2] and bool(gram.sums.isfinite().all())):
+                problems.append(f"{layer.name}: sums of rows that do not fit its matrix, or are not finite")
         if problems:
             raise ValueError(f"{path} is damaged: {'; '.join(problems)}. Collect again with `collect(model, loader)`.")
 

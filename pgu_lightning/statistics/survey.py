@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pgu_lightning import distributed
-from pgu_lightning.statistics.layers import as_matrix, supported, weight_of
+from pgu_lightning.statistics.layers import as_matrix, bias_of, supported, weight_of
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 
@@ -56,7 +56,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[LayerInfo, ...]:
-    """List every layer that owns parameters: protected, or frozen and why. Of a protected layer the weight may move, its bias never.
+    """List every layer that owns parameters: protected, or frozen and why. What is said is of the weight; of biases, ``biases`` says it.
 
     ``nn.MultiheadAttention`` is two layers: the module stands for its in-projection, ``out_proj`` for itself.
 
@@ -78,15 +78,62 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[Lay
     for pattern in patterns or ():
         if not any(fnmatch(name, pattern) for name, _ in layers):
             raise ValueError(f"layers={pattern!r} matches no layer. The model has: {', '.join(name for name, _ in layers)}")
-    owners: dict[int, list[str]] = {}
-    for name, module in layers:
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
+    owners = _owners(layers)
     found = tuple(_describe(name, module, owners, patterns) for name, module in layers)
     if all(layer.gram is None for layer in found):
         reasons = "; ".join(f"{layer.name}: {layer.frozen_because}" for layer in found) or "it has no parameters"
         raise ValueError(f"No layer of {type(model).__name__} can be protected ({reasons}).")
     return found
+
+
+def biases(model: nn.Module, names: Iterable[str]) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+    """Which biases of protected layers may move, each as one more column of its layer's matrix, and why the others may not.
+
+    Args:
+        model: Any module.
+        names: Of its protected layers.
+
+    Returns:
+        The biases by layer name, and the reasons by the biases' own names.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ConvTranspose1d(3, 1, 2))
+        >>> found, frozen = biases(model, ["0", "1"])
+        >>> list(found), frozen
+        (['0'], {'1.bias': 'ConvTranspose1d does not add it once to each row of its product'})
+    """
+    modules = dict(named_layers(model))
+    owners = _owners(modules.items())
+    found: dict[str, nn.Parameter] = {}
+    frozen: dict[str, str] = {}
+    for layer in names:
+        module = modules[layer]
+        for part, parameter in module.named_parameters(recurse=False):
+            others = [name for name in owners[id(parameter)] if name != layer]
+            if parameter is weight_of(module):
+                continue
+            if parameter is not bias_of(module):
+                reason = f"{distributed.kind_of(module)} does not add it once to each row of its product"
+            elif others:
+                reason = f"it is tied to {', '.join(others)}"
+            elif not parameter.requires_grad:
+                reason = "the model has frozen it (requires_grad is False)"
+            elif not distributed.averaged(parameter):
+                reason = "its gradient is not averaged over the processes: no fully_shard holds it"
+            else:
+                found[layer] = parameter
+                continue
+            frozen[f"{layer}.{part}"] = reason
+    return found, frozen
+
+
+def _owners(layers: Iterable[tuple[str, nn.Module]]) -> dict[int, list[str]]:
+    """The names of the layers that own a parameter, by its id."""
+    owners: dict[int, list[str]] = {}
+    for name, module in layers:
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return owners
 
 
 def _describe(name: str, module: nn.Module, owners: dict[int, list[str]], patterns: Sequence[str] | None) -> LayerInfo:

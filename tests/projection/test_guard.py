@@ -84,6 +84,44 @@ def test_nothing_leaks(make, clip, ranks):
         assert norm(change @ basis) <= 1e-6 * norm(change), name
 
 
+@pytest.mark.parametrize("clip", CLIPPING.values(), ids=CLIPPING)
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_nothing_leaks_of_weight_and_bias(make, clip):
+    """Invariant 1 of [W | b], for rows that end in a one; interference is that of the pair."""
+    generator, modules, matrices, bases = np.random.default_rng(0), layers(), {}, {}
+    for name, (dim, rank) in {"linear": (20, 4), "conv": (18, 12), "grouped": (9, 3)}.items():
+        data = generator.normal(size=(GROUPS[name], 60, rank)) @ generator.normal(size=(GROUPS[name], rank, dim))
+        data += generator.normal(size=(GROUPS[name], 1, dim))  # else the rows span the last axis, and no bias can move
+        matrices[name] = oracles.gram(np.concatenate([data, np.ones((GROUPS[name], 60, 1))], -1))
+        bases[name] = oracles.eigen(matrices[name])[1][:, :, -rank - 1 :]
+    spectra = {name: Spectrum.of(Gram(torch.from_numpy(matrix), 60)) for name, matrix in matrices.items()}
+    projectors = {name: Projector(spectrum, Hard(1.0)) for name, spectrum in spectra.items()}
+    positive = {name: spectrum.matrix for name, spectrum in spectra.items()}
+    guard = UpdateGuard(modules, projectors, positive, biases={name: layer.bias for name, layer in modules.items()})
+
+    def pair(name):
+        layer = modules[name]
+        return np.concatenate([matrix_of(part, GROUPS[name]) for part in (layer.weight, layer.bias)], -1)
+
+    before = {name: pair(name) for name in modules}
+    noise = {key: torch.randn(weight.shape) for key, weight in guard.weights.items()}
+    wide = {name: [matrix_of(noise[key], GROUPS[name]) for key in (name, f"{name}.bias")] for name in modules}
+    expected = {name: oracles.response(np.concatenate(parts, -1), matrices[name]) for name, parts in wide.items()}
+    assert guard.response(noise) == pytest.approx(expected, rel=1e-4)
+    weights = list(guard.weights.values())
+    optimizer = make(weights)
+    for _ in range(100):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape)
+        clip(weights)
+        optimizer.step()
+        guard.commit(guard.proposal())
+    for name, basis in bases.items():
+        change = pair(name) - before[name]
+        assert norm(change[..., -1]) > 0.1 * norm(change) / math.sqrt(change.shape[-1])
+        assert norm(change @ basis) <= 1e-6 * norm(change), name
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_nothing_leaks_of_a_share_of_the_spectrum(share):
     modules, matrices = layers(), grams((20, 18, 9))

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pgu_lightning.projection import Hard, Projector, Spectrum, UpdateGuard, rules
-from pgu_lightning.statistics import Collector, survey, weight_of
+from pgu_lightning.projection.guard import moving
+from pgu_lightning.statistics import Collector, biases, survey
 
 WIDTH, TOKENS, CLASSES, LENGTH = 64, 30, 4, 3
 AXES = {"conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d), "transposed": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
@@ -98,7 +99,7 @@ class Network(nn.Module):
         return self.head(self.blocks(self.words(tokens)).mean(1))
 
 
-def check(model, make, seed, tolerance):
+def check(model, make, seed, tolerance, augment=False):
     """Forget under the hard rule, and look at the answers to what is retained."""
     generator = torch.Generator().manual_seed(seed)
     limits = ((TOKENS // 2, 2), (TOKENS, 8))
@@ -113,10 +114,14 @@ def check(model, make, seed, tolerance):
             before = model(retained)
     modules = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.gram is not None}
     assert len(modules) >= len(KINDS)
-    spectra = {name: Spectrum.of(gram) for name, gram in collector.result()[0].items()}
-    projectors = {name: Projector(spectrum, Hard(1.0), weight_of(modules[name])) for name, spectrum in spectra.items()}
-    guard = UpdateGuard(modules, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()})
-    optimizer = make([weight_of(module) for module in modules.values()])
+    moved = biases(model, modules)[0] if augment else {}
+    assert len(moved) >= 6 * augment  # of linear layers, attention's out-projection and convolutions
+    grams = {name: gram.augmented() if name in moved else gram for name, gram in collector.result()[0].items()}
+    spectra = {name: Spectrum.of(gram) for name, gram in grams.items()}
+    weights = moving(modules, moved)
+    projectors = {name: Projector(spectrum, Hard(1.0), weights[name]) for name, spectrum in spectra.items()}
+    guard = UpdateGuard(modules, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}, biases=moved)
+    optimizer = make(list(weights.values()))
     tokens = model.words.weight.detach().clone()
     for _ in range(50):
         optimizer.zero_grad()
@@ -146,16 +151,16 @@ each = st.lists(options, min_size=len(KINDS), max_size=len(KINDS))
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@given(st.permutations(KINDS), each, st.booleans(), st.integers(0, 99))
+@given(st.permutations(KINDS), each, st.booleans(), st.integers(0, 99), st.booleans())
 @settings(deadline=None, max_examples=3, phases=[Phase.reuse, Phase.generate])  # half a second each: too long to shrink
-def test_the_answers_to_retained_data_do_not_change(make, kinds, options, tied, seed):
+def test_the_answers_to_retained_data_do_not_change(make, kinds, options, tied, seed, augment):
     """In float64 throughout, and so without the threshold below which the rule takes an eigenvalue for rounding of float32."""
     torch.manual_seed(seed)
     model = Network(kinds, options, tied).double().eval()
     with torch.no_grad():  # a stride may pass over all that a transposed convolution with another dilation wrote
         assume(model(torch.arange(TOKENS).view(-1, LENGTH)).std(0).max() > 1e-3)
     with patch.object(rules, "_NOISE", 1e-14):
-        check(model, make, seed, 1e-5)
+        check(model, make, seed, 1e-5, augment)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 from pgu_lightning.projection import Hard, Projector, Scale, Soft, Spectrum, UpdateGuard
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import Gram
 from pgu_lightning.statistics.layers import as_matrix
-from pgu_lightning.unlearner import Settings
 from tests import oracles
 
 SHARE, RATIO, LAST, STEPS = 0.8, 0.1, 3, 20

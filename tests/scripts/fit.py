@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from pgu_lightning import ForgetRequest, PGUCallback, RetainSpace
 from pgu_lightning.distributed import full
 from pgu_lightning.projection import Hard
-from pgu_lightning.unlearner import Settings
+from pgu_lightning.settings import Settings
 from tests.helpers.toys import Data, Module, blobs, trainer
 
 devices, strategy, mode, output, case = int(sys.argv[1]), *sys.argv[2:6]
@@ -26,6 +26,7 @@ OWN = {"rule": Hard(0.9), "trust_radius": None, "anchor": 1.0, "batch_size": 15}
 CASES = {
     "default": {},
     "adamw": OWN | {"optimizer": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1)},
+    "biases": OWN | {"optimizer": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1), "bias": "augment"},
     "momentum": OWN | {"optimizer": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01)},
 }
 name, _, accumulate = case.partition("+")
@@ -68,7 +69,7 @@ if __name__ == "__main__":
         fit.fit(module, DataLoader(blobs(163), 32), DataLoader(blobs(81, seed=1), 32))
     found = {
         "state": {name: full(value).clone() for name, value in module.state_dict().items()},
-        "grams": {key: gram.matrix for key, gram in callback.space.grams.items()},
+        "grams": {key: (gram.augmented() if settings.bias == "augment" else gram).matrix for key, gram in callback.space.grams.items()},
         "epochs": callback.report.outcome.epochs,
         "steps": callback.report.outcome.steps,
         "fulfilled": callback.report.outcome.fulfilled,

@@ -51,14 +51,14 @@ def shard(model, mesh):
 def guard_of(model, space):
     modules = dict(named_layers(model))
     layers = {name: modules[name] for name in space.protected}
-    spectra = Spectrum.of_all({name: space.grams[name] for name in layers})
+    moved = {name: layers[name].bias for name in ("attention.out_proj", "grouped", "up")}
+    spectra = Spectrum.of_all({name: space.gram_of(name, name in moved) for name in layers})
     rules = {name: Hard(0.8) if number % 2 else Soft() for number, name in enumerate(layers)}
     projectors = {name: Projector(spectra[name], rules[name], weight_of(layers[name])) for name in layers}
-    scaled = {
-        name: Scale().of(spectra[name], rule, layers[name], weight_of(layers[name])) for name, rule in rules.items() if rule == Hard(0.8)
-    }
+    unmoved = [name for name, rule in rules.items() if rule == Hard(0.8) and name not in moved]
+    scaled = {name: Scale().of(spectra[name], rules[name], layers[name], weight_of(layers[name])) for name in unmoved}
     matrices = {name: spectrum.matrix for name, spectrum in spectra.items()}
-    return UpdateGuard(layers, projectors, matrices, balanced=True, scaled=scaled)
+    return UpdateGuard(layers, projectors, matrices, balanced=True, scaled=scaled, biases=moved)
 
 
 def check(rank, store):
@@ -81,7 +81,8 @@ def check(rank, store):
         assert_close(sharded.grams[key].matrix, gram.matrix, rtol=1e-6, atol=1e-6)
 
     plain, split = guard_of(one, whole), guard_of(many, whole)
-    assert set(plain.weights) == {"embedding", "attention", "attention.out_proj", "grouped", "transposed", "up", "down"}
+    moved = {"attention.out_proj.bias", "grouped.bias", "up.bias"}
+    assert set(plain.weights) == {"embedding", "attention", "attention.out_proj", "grouped", "transposed", "up", "down", *moved}
     update = {name: torch.randn(weight.shape) for name, weight in plain.weights.items()}
     parts = {name: distributed.part_of(change, split.weights[name]).clone() for name, change in update.items()}
     for name, change in update.items():

@@ -30,11 +30,19 @@ def layer_and_input(request):
 
 def test_arithmetic():
     one, other = (Gram(torch.randn(2, 3, 3, dtype=torch.float64), rows) for rows in (5, 3))
+    assert (one + one).sums is None
     total, difference = one + other, one - other
     assert (total.rows, difference.rows, total.dim) == (8, 2, 3)
     np.testing.assert_array_equal(total.matrix.numpy(), one.matrix.numpy() + other.matrix.numpy())
     np.testing.assert_array_equal(difference.matrix.numpy(), one.matrix.numpy() - other.matrix.numpy())
     torch.testing.assert_close((total - other).matrix, one.matrix)
+    first, second = (np.random.default_rng(seed).normal(size=(2, 7, 3)) for seed in (0, 1))
+    one, other = (Gram(torch.from_numpy(oracles.gram(x)), 7, torch.from_numpy(x.sum(1))) for x in (first, second))
+    both = np.concatenate([np.concatenate([first, second], 1), np.ones((2, 14, 1))], -1)
+    np.testing.assert_allclose((one + other).augmented().matrix, oracles.gram(both), atol=1e-12)
+    np.testing.assert_allclose((one + other - one).augmented().matrix, other.augmented().matrix, atol=1e-12)
+    with pytest.raises(ValueError, match="not taken down"):
+        Gram(one.matrix, 7).augmented()
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

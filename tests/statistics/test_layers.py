@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pgu_lightning.statistics import conv, layers
-from pgu_lightning.statistics.layers import as_matrix, rows, second_moment, supported
+from pgu_lightning.statistics import Gram, conv, layers
+from pgu_lightning.statistics.layers import as_matrix, bias_of, row_sum, rows, second_moment, supported
 from tests import oracles
 
 TYPES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -70,6 +70,19 @@ def test_second_moment_of_a_convolution(case):
     assert matrix.dtype == torch.float64
     assert count == expected.shape[1]
     close(matrix, oracles.gram(expected), 1e-12 if x.dtype == torch.float64 else 1e-6)
+
+
+def with_ones(expected):
+    """Rows, (groups, rows, dim), with a one behind each."""
+    return np.concatenate([expected, np.ones((*expected.shape[:2], 1))], -1)
+
+
+@given(convolutions())
+@settings(deadline=None, max_examples=100)
+def test_the_gram_of_a_convolution_and_its_bias(case):
+    layer, x, expected = case
+    gram = Gram(*second_moment(layer, x), row_sum(layer, x)).augmented()
+    close(gram.matrix, oracles.gram(with_ones(expected)), 1e-12 if x.dtype == torch.float64 else 1e-6)
 
 
 @given(convolutions([2]), st.integers(1, 7), st.integers(1, 200))
@@ -185,6 +198,7 @@ def test_linear(leading, features, outputs, bias):
     matrix, count = second_moment(layer, x)
     assert count == expected.shape[1]
     close(matrix, oracles.gram(expected), 1e-6)
+    close(Gram(matrix, count, row_sum(layer, x)).augmented().matrix, oracles.gram(with_ones(expected)), 1e-6)
     product = rows(layer, x) @ as_matrix(layer, layer.weight).mT
     product = product + layer.bias if bias else product
     torch.testing.assert_close(product[0].view(*leading, outputs), layer(x), rtol=1e-5, atol=1e-6)
@@ -298,3 +312,14 @@ def test_a_custom_layer_needs_rows_only():
     assert supported(layer)
     assert second_moment(layer, x)[0].tolist() == [[[4.0, 8.0], [8.0, 16.0]]]
     torch.testing.assert_close((rows(layer, x) @ as_matrix(layer, layer.weight).mT)[0], layer(x))
+
+
+def test_only_a_bias_that_is_added_to_each_row_is_a_column():
+    class Doubled(nn.Linear):
+        """Its rows are registered, and may be anything."""
+
+    rows.register(Doubled, lambda layer, x: 2 * x.reshape(1, -1, layer.in_features))
+    linear = nn.Linear(2, 3)
+    assert bias_of(linear) is linear.bias
+    others = (nn.Linear(2, 3, bias=False), nn.ConvTranspose1d(2, 3, 2), nn.MultiheadAttention(2, 1), nn.Embedding(2, 3), Doubled(2, 3))
+    assert [bias_of(layer) for layer in others] == [None] * 5

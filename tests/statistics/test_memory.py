@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pgu_lightning import ForgetRequest, PGUCallback, collect, passes
 from pgu_lightning.projection import Hard, Projector, Spectrum
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import Collector, Gram, check_room, gram_bytes, memory, offloaded, survey
-from pgu_lightning.unlearner import Settings
 from tests.helpers.toys import Module, blobs, network, trainer
 
 

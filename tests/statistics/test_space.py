@@ -57,6 +57,18 @@ def same(one, other):
         assert other.grams[key].rows == gram.rows
         assert other.grams[key].matrix.dtype == gram.matrix.dtype
         assert other.grams[key].matrix.numpy().tobytes() == gram.matrix.numpy().tobytes()
+        assert (gram.sums is None) == (other.grams[key].sums is None)
+        assert gram.sums is None or torch.equal(gram.sums, other.grams[key].sums)
+
+
+def test_a_file_from_before_the_sums_of_rows(space, tmp_path):
+    """Good for all but biases."""
+    old = dataclasses.replace(space, grams={key: dataclasses.replace(gram, sums=None) for key, gram in space.grams.items()})
+    found = RetainSpace.load(old.save(tmp_path / "a.safetensors"))
+    same(old, found)
+    assert space.gram_of("0", augmented=True).dim == found.gram_of("0", augmented=False).dim + 1
+    with pytest.raises(ValueError, match=r"sums of the rows of 0.*Collect again"):
+        found.gram_of("0", augmented=True)
 
 
 def test_a_file_gives_back_everything_to_the_bit(space, tmp_path):
@@ -163,6 +175,10 @@ def replaced(space, key, matrix):
     return dataclasses.replace(space, grams={**space.grams, key: Gram(matrix, 1)})
 
 
+def sums_replaced(space, sums):
+    return dataclasses.replace(space, grams={**space.grams, "0": dataclasses.replace(space.grams["0"], sums=sums)})
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -172,10 +188,11 @@ def replaced(space, key, matrix):
         (lambda s: replaced(s, "3", torch.zeros(1, 2, 2, dtype=torch.float64)), r"3: \(1, 2, 2\) torch.float64 instead of \(2, 2, 2\)"),
         (lambda s: replaced(s, "0", torch.zeros(9, dtype=torch.float64)), r"0: \(9,\)"),
         (lambda s: replaced(s, "0", torch.zeros(1, 3, 3)), "0: .* torch.float32 instead of .* float64"),
+        (lambda s: sums_replaced(s, torch.zeros(1, 2)), "0: sums of rows that do not fit"),
         (lambda s: dataclasses.replace(s, grams={key: gram for key, gram in s.grams.items() if key != "0"}), "0: no matrix"),
         (lambda s: dataclasses.replace(s, layers=(dataclasses.replace(s.layers[0], shape=()), *s.layers[1:])), "0: .* instead of"),
     ],
-    ids=["nan", "infinity", "dim", "groups", "flat", "float32", "missing", "no shape"],
+    ids=["nan", "infinity", "dim", "groups", "flat", "float32", "sums", "missing", "no shape"],
 )
 def test_numbers_that_cannot_be_right(space, tmp_path, spoil, message):
     path = spoil(space).save(tmp_path / "a.safetensors")

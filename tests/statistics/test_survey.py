@@ -9,9 +9,9 @@ from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, TensorDataset
 
 from pgu_lightning import ForgetRequest, PGUCallback, collect
+from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import canonical, fingerprint, named_layers, survey
 from pgu_lightning.stopping import Epochs
-from pgu_lightning.unlearner import Settings
 from tests.helpers.toys import Module, trainer
 
 
