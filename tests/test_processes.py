@@ -56,7 +56,6 @@ def slow(*values):
         ),
         slow(2, "ddp", "biases"),
         slow(2, "fsdp2", "biases"),
-        slow(2, "tensor", "biases"),
         slow(3, "fsdp2", "default"),  # one process holds no row of the last layer
         # Sums in another order: AdamW divides what is rounding alone by its eps, so it is left out with tensor parallelism.
         *(slow(devices, "tensor", case) for devices in (2, 4) for case in ("default", "momentum+2")),
