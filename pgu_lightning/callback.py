@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from pgu_lightning import distributed
 from pgu_lightning.batches import over
-from pgu_lightning.files import digest
+from pgu_lightning.files import digest, retain_path
 from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
 from pgu_lightning.requests import ForgetRequest, Split
@@ -391,13 +391,3 @@ class PGUCallback(L.Callback):
     def _write_beside(self, trainer: L.Trainer, path: Path, weights: str) -> None:
         if trainer.is_global_zero and self.space is not None and self.space.belongs_to(weights):
             self.space.save(retain_path(path))
-
-
-def retain_path(checkpoint: str | Path) -> Path:
-    """Where the statistics of a checkpoint lie: beside it.
-
-    Example:
-        >>> retain_path("runs/model.ckpt").as_posix()
-        'runs/model.retain.safetensors'
-    """
-    return Path(checkpoint).with_suffix(".retain.safetensors")

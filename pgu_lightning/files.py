@@ -86,3 +86,13 @@ def read_tensors(path: Path, form: str, again: str) -> tuple[dict[str, str], dic
     if metadata.get("format") != form:
         raise ValueError(f"{path} is a safetensors file, but not a {form!r}: it says {metadata.get('format')!r}.")
     return metadata, tensors
+
+
+def retain_path(checkpoint: str | Path) -> Path:
+    """Where the statistics of a checkpoint lie: beside it.
+
+    Example:
+        >>> retain_path("runs/model.ckpt").as_posix()
+        'runs/model.retain.safetensors'
+    """
+    return Path(checkpoint).with_suffix(".retain.safetensors")

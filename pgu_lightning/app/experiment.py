@@ -32,10 +32,10 @@ from pgu_lightning.app.lock import hold
 from pgu_lightning.app.show import ShowPreflight
 from pgu_lightning.app.worst import worst
 from pgu_lightning.batches import over
-from pgu_lightning.callback import PGUCallback, retain_path
+from pgu_lightning.callback import PGUCallback
 from pgu_lightning.data import ImageData
 from pgu_lightning.evaluation import Scores, TrainedAttack, estimated_gap, loss_histograms, model_metrics
-from pgu_lightning.files import atomic_write, digest
+from pgu_lightning.files import atomic_write, digest, retain_path
 from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
