@@ -115,7 +115,8 @@ def check(model, make, seed, tolerance, augment=False):
     modules = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.gram is not None}
     assert len(modules) >= len(KINDS)
     moved = biases(model, modules)[0] if augment else {}
-    assert len(moved) >= 6 * augment  # of linear layers, attention's out-projection and convolutions
+    tied = model.head.weight is model.words.weight  # and so frozen, bias and all
+    assert len(moved) == (6 - tied) * augment  # of linear layers, attention's out-projection and convolutions
     grams = {name: gram.augmented() if name in moved else gram for name, gram in collector.result()[0].items()}
     spectra = {name: Spectrum.of(gram) for name, gram in grams.items()}
     weights = moving(modules, moved)
