@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Subset
 from pgu_lightning import collect
 from tests.helpers.toys import Data, Module, blobs, network, trainer
 
+collect_ignore = ["docs/griffe_examples.py"]  # imports what builds the site, which not every environment has
+
 
 def setup(namespace: dict[str, Any]) -> None:
     """A trained model, an untrained one, and their data, in an empty folder."""
