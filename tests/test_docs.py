@@ -51,6 +51,8 @@ def test_commands_run(command, tmp_path):
     config = composed(overrides)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+    if config.data._target_.endswith(("CIFAR10", "TinyImageNet", "ImageFolder")) and config.data.root is None:
+        pytest.skip("needs data that is not at hand")
     short = [f"hydra.run.dir={tmp_path}", f"cache={tmp_path}/cache", "model.epochs=2"]
     short += ["method.epochs=2"] * ("epochs" in config.method) + ["logger=none"] * ("logger" not in command)
     short += ["data.train_size=500"] * ("train_size" in config.data) + ["logger.wandb.offline=true"] * ("wandb.offline" in command)
