@@ -12,6 +12,7 @@ import sys
 import pytest
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 
 from pgu_lightning.records import Report
 from tests.app.test_configs import composed
@@ -55,6 +56,7 @@ def test_slurm_says_how_many(tmp_path, monkeypatch):
         "SLURM_JOB_NODELIST": "a[1-2]",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # the Trainer sets it for the whole process: restored afterwards
     config = composed("trainer=slurm", "trainer.accelerator=cpu", tmp_path=tmp_path)
     trainer = instantiate(config.trainer, logger=False)
     assert (trainer.num_devices, trainer.num_nodes, trainer.world_size, trainer.global_rank) == (4, 2, 8, 5)
