@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from pgu_lightning import distributed
 from pgu_lightning.app import loggers
 from pgu_lightning.app.cache import Cache
-from pgu_lightning.app.config import ConfigError, check
+from pgu_lightning.app.config import PEOPLE, ConfigError, check
 from pgu_lightning.app.gallery import gallery
 from pgu_lightning.app.lock import hold
 from pgu_lightning.app.show import ShowPreflight
@@ -92,7 +92,7 @@ class Task:
     def public_config(self) -> dict[str, Any]:
         """The resolved configuration without the names of those to forget: personal data, for which the request's digest stands."""
         content: dict[str, Any] = OmegaConf.to_container(self.config, resolve=True)  # type: ignore[assignment]
-        return {**content, "forget": {name: value for name, value in content["forget"].items() if name not in ("ids", "indices")}}
+        return {**content, "forget": {name: value for name, value in content["forget"].items() if f"forget.{name}" not in PEOPLE}}
 
     def key(self, seed: int, positions: Tensor | None) -> dict[str, Any]:
         """All that determines a trained model."""
