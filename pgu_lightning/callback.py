@@ -327,8 +327,9 @@ class PGUCallback(L.Callback):
         return {**state, "phase": Phase.UNLEARN.value, "request": self._identity(), "space": self._given, "fit": fit}
 
     def _identity(self) -> list[str]:
-        """What must be the same in a fit that is resumed: kind and digest of the request, and how unlearning begins."""
-        return [self._split.kind, self._split.digest, "retain_space" if self._switch_at is None else "switch_at_epoch"]
+        """What must be the same in a fit that is resumed: kind and digest of the request, how unlearning begins, corrected labels."""
+        corrected = [] if self._split.corrected is None else [digest([self._split.corrected.numpy().tobytes()])]
+        return [self._split.kind, self._split.digest, "retain_space" if self._switch_at is None else "switch_at_epoch", *corrected]
 
     def _loaded(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: Mapping[str, Any], path: Path) -> None:
         """Go to the phase of the checkpoint that the fit is resumed from.

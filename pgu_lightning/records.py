@@ -166,7 +166,8 @@ class Preflight:
 class CurvePoint:
     """The model after so many unlearning steps; the first point is the original.
 
-    Validation values are None without validation data, the accuracy on what earlier requests took where there is nothing of it at hand.
+    Validation values are None without validation data, the accuracy on what earlier requests took where there is nothing of it at hand,
+    that on corrected labels where the request gives none.
     """
 
     step: int
@@ -178,6 +179,7 @@ class CurvePoint:
     objective: float | None = None
     interference: float = 0.0
     earlier_accuracy: float | None = None
+    corrected_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,8 @@ class Report:
         preflight: What was to be expected before the first step.
         average_gap: Mean |unlearned - retrained| over the metrics that both have.
         floor: The same between two models retrained with different seeds.
+        corrected_accuracy: Share of the forget set that gets its corrected label, by model; empty where the request gives none. It is in no
+            gap: the unlearned model has learnt these labels, a retrained one has not seen the samples.
         trained_attack: Share of the forget set that an attack takes for members, by model; it was trained on other models of both kinds.
         estimated_gap: What validation data says of the gap, without a retrained model.
         interference: Relative squared change of the protected layers' response to the retained data.
@@ -266,6 +270,7 @@ class Report:
     preflight: Preflight | None = None
     average_gap: float | None = None
     floor: float | None = None
+    corrected_accuracy: Mapping[str, float] = field(default_factory=dict)
     trained_attack: Mapping[str, float] = field(default_factory=dict)
     estimated_gap: float | None = None
     interference: Interference = field(default_factory=Interference)

@@ -37,12 +37,15 @@ class ForgetRequest:
         where: Called with each entry of the dataset's ``metadata`` (a sequence, one entry a sample); true for what shall be forgotten.
         everything: The dataset is the forget set and nothing else.
         kind: By default ``"class"`` for ``classes`` and ``"samples"`` for the rest.
+        corrected: The right labels of samples whose labels are wrong (``kind="poison"``): one for each entry of ``indices`` or ``ids``, or
+            for each sample with ``everything=True``, in that order. They are learnt while the wrong ones are forgotten.
         id_attribute: Attribute of the dataset that holds the ids, one a sample. It is looked for through ``Subset``, ``View`` and
             ``ConcatDataset``, as are labels and metadata.
 
     Raises:
         TypeError: For entries of another type (bool and float are not whole numbers).
-        ValueError: For none or several ways to choose, no entry, an entry given twice, a negative index, or a kind that does not fit.
+        ValueError: For none or several ways to choose, no entry, an entry given twice, a negative index, a kind that does not fit, or
+            corrected labels that do not.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -61,6 +64,7 @@ class ForgetRequest:
     everything: bool = False
     kind: Kind | None = None
     id_attribute: str = "ids"
+    corrected: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         sequences: dict[str, tuple[type, ...]] = {"classes": (int,), "indices": (int,), "ids": (str, int)}
@@ -81,24 +85,44 @@ class ForgetRequest:
         negative = [index for index in self.indices or () if index < 0]
         if negative:
             raise ValueError(f"indices count from 0, got {_some(negative)}.")
+        if self.corrected is not None:
+            object.__setattr__(self, "corrected", self._checked(self.corrected))
+
+    def _checked(self, corrected: Any) -> tuple[int, ...]:
+        """The corrected labels, if they go with the rest of the request."""
+        if self.kind != "poison":
+            raise ValueError(
+                f"Corrected labels (corrected=, in a csv the column label) go with wrong ones, kind='poison'; the kind is {self.kind!r}."
+            )
+        if self.classes is not None or self.where is not None:
+            raise ValueError("corrected= needs an order of the samples: choose them with indices=, ids= or everything=True.")
+        given = _entries("corrected", corrected, int)
+        named = self.indices if self.indices is not None else self.ids
+        if named is not None and len(named) != len(given):
+            raise ValueError(f"corrected= has {len(given)} labels for {len(named)} samples: one for each, in the same order.")
+        if min(given) < 0:
+            raise ValueError(f"corrected= holds labels, which count from 0, got {_some([label for label in given if label < 0])}.")
+        return given
 
     def __repr__(self) -> str:
         # A list of what to forget is personal data, and a repr ends in logs: it counts and does not name.
+        corrected = ", labels corrected" if self.corrected is not None else ""
         for way in ("classes", "indices", "ids"):
             entries = getattr(self, way)
             if entries is not None:
                 known = "" if way == "classes" else f", digest {digest(sorted(map(str, entries)))[:8]}"
-                return f"ForgetRequest({self.kind}, {len(entries)} {way}{known})"
-        return f"ForgetRequest({self.kind}, {'everything' if self.everything else 'where'})"
+                return f"ForgetRequest({self.kind}, {len(entries)} {way}{known}{corrected})"
+        return f"ForgetRequest({self.kind}, {'everything' if self.everything else 'where'}{corrected})"
 
     @classmethod
     def from_file(cls, path: str | Path, kind: Kind | None = None, id_attribute: str = "ids") -> ForgetRequest:
         """Read a request from a UTF-8 file.
 
         Args:
-            path: ``.csv`` whose first line names exactly one column ``id``, ``index`` or ``class`` (other columns are left alone);
-                ``.json`` with a list of ids or an object with one of ``classes``, ``indices``, ``ids`` and perhaps ``kind``; or ``.txt``
-                with one id a line, where blank lines and lines that start with ``#`` do not count.
+            path: ``.csv`` whose first line names exactly one column ``id``, ``index`` or ``class``, and perhaps a column ``label`` with the
+                corrected labels (other columns are left alone); ``.json`` with a list of ids or an object with one of ``classes``,
+                ``indices``, ``ids`` and perhaps ``kind`` and ``corrected``; or ``.txt`` with one id a line, where blank lines and lines
+                that start with ``#`` do not count.
             kind: As in the constructor; goes before a kind in the file.
             id_attribute: As in the constructor.
 
@@ -130,7 +154,7 @@ class ForgetRequest:
 
         Raises:
             TypeError: If the dataset can only be iterated over, or its labels are not whole numbers.
-            ValueError: If the request does not fit the dataset, or overlaps an earlier one.
+            ValueError: If the request or its corrected labels do not fit the dataset, or it overlaps an earlier one.
         """
         size = size_of(dataset)
         mask = self._mask(dataset, size)
@@ -154,7 +178,28 @@ class ForgetRequest:
         if self.kind == "class":
             classes = tuple(sorted(self.classes)) if self.classes is not None else tuple(labels(dataset).unique().tolist())
         names = forget.positions.tolist() if self.ids is None else self.ids
-        return Split(forget, retain, cast(Kind, self.kind), classes, digest(sorted(map(str, names))))
+        return Split(forget, retain, cast(Kind, self.kind), classes, digest(sorted(map(str, names))), self._corrections(forget))
+
+    def _corrections(self, forget: View) -> Tensor | None:
+        """The corrected label of each forget sample, in the order of the view, (samples,) int64."""
+        if self.corrected is None:
+            return None
+        if len(self.corrected) != len(forget):
+            named = f"{len(forget)} samples" if self.everything else f"{len(self.corrected)} ids, which {len(forget)} samples have"
+            raise ValueError(f"corrected= has {len(self.corrected)} labels for {named}: one for each sample. Choose them with indices=.")
+        right = torch.tensor(self.corrected)
+        if self.indices is not None:
+            right = right[torch.tensor(self.indices).argsort()]
+        elif self.ids is not None:
+            texts = [str(plain(name)) for name in plain(_attribute(forget, self.id_attribute, "ids="))]
+            right = torch.tensor([dict(zip(self.ids, self.corrected, strict=True))[text] for text in texts])
+        same = (right == labels(forget)).nonzero().flatten()
+        if len(same):
+            raise ValueError(
+                f"corrected= gives samples the label that they have already, at positions {_some(forget.positions[same].tolist())}: it "
+                "cannot be forgotten and learnt. Leave these samples out, or correct the list."
+            )
+        return right
 
     def _mask(self, dataset: Dataset[Any], size: int) -> Tensor:
         """True for what is forgotten, (size,)."""
@@ -197,6 +242,7 @@ class Split:
         kind: The kind of the request.
         classes: The labels that are gone entirely, ascending (class requests only).
         digest: SHA-256 of the sorted ids, as text; of the sorted positions for requests without ids.
+        corrected: The right label of each forget sample, (samples,) int64; None where the request gives none.
     """
 
     forget: View
@@ -204,6 +250,7 @@ class Split:
     kind: Kind
     classes: tuple[int, ...]
     digest: str
+    corrected: Tensor | None = None
 
     def entries(self, part: View | None = None) -> tuple[str, ...]:
         """16 hexadecimal digits for each forget sample, in order: what to remember of a request so that a later one can be held against it.
@@ -218,6 +265,24 @@ class Split:
         if len(self.forget) == size:
             return ()
         return tuple(_entry(size, position) for position in (self.forget if part is None else part).positions.tolist())
+
+    def corrected_accuracy(self, probabilities: Tensor) -> float | None:
+        """The share of the forget set that gets its corrected label; None where the request gives none.
+
+        Args:
+            probabilities: A model's answers, (samples, classes), in the order of ``forget``.
+
+        Raises:
+            ValueError: If the model answers more or less than once a sample.
+        """
+        if self.corrected is None:
+            return None
+        if len(probabilities) != len(self.corrected):
+            raise ValueError(
+                f"Corrected labels are one a sample, and the model gives {len(probabilities)} answers for {len(self.corrected)} samples: "
+                "leave corrected= out."
+            )
+        return (probabilities.argmax(1) == self.corrected).double().mean().item()
 
 
 def positions_of(entries: Collection[str], size: int) -> Tensor:
@@ -254,7 +319,14 @@ def _attribute(dataset: Dataset[Any], name: str, way: str) -> Any:
 
 
 def _frozen(name: str, values: Any, *types: type) -> tuple[Any, ...]:
-    """The entries as a tuple; text where text is allowed."""
+    """The entries as a tuple, each once; text where text is allowed."""
+    entries = _entries(name, values, *types)
+    if len(set(entries)) < len(entries):
+        raise ValueError(f"{name} names more than once: {_some([entry for entry, times in Counter(entries).items() if times > 1])}.")
+    return entries
+
+
+def _entries(name: str, values: Any, *types: type) -> tuple[Any, ...]:
     values = plain(values)
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a sequence, got {type(values).__name__}; one entry is [entry].")
@@ -266,8 +338,6 @@ def _frozen(name: str, values: Any, *types: type) -> tuple[Any, ...]:
         raise TypeError(f"{name} must be {'text or ' if str in types else ''}whole numbers, got {_some(wrong)}.")
     if str in types:
         entries = [str(entry) for entry in entries]
-    if len(set(entries)) < len(entries):
-        raise ValueError(f"{name} names more than once: {_some([entry for entry, times in Counter(entries).items() if times > 1])}.")
     return tuple(entries)
 
 
@@ -288,13 +358,18 @@ def _read_csv(text: str) -> dict[str, Any]:
     found = [cell for cell in header if cell in columns]
     if len(found) != 1:
         raise ValueError(f"line 1 must name exactly one column {', '.join(columns)}; it names {' and '.join(found) or 'none'}.")
-    name, place = found[0], header.index(found[0])
-    cells = [(rows.line_num, row[place].strip() if place < len(row) else "") for row in rows if any(cell.strip() for cell in row)]
-    pattern = r".+" if name == "id" else r"-?[0-9]+"
-    wrong = [f"line {line} has {cell!r}" for line, cell in cells if not re.fullmatch(pattern, cell, re.DOTALL)]
-    if wrong:
-        raise ValueError(f"{name} must be {'text' if name == 'id' else 'a whole number'}; {_some(wrong, str)}.")
-    return {columns[name]: [cell if name == "id" else int(cell) for _, cell in cells]}
+    filled = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if any(cell.strip() for cell in row)]
+
+    def cells(title: str) -> list[Any]:
+        place = header.index(title)
+        found = [(line, row[place] if place < len(row) else "") for line, row in filled]
+        pattern = r".+" if title == "id" else r"-?[0-9]+"
+        wrong = [f"line {line} has {cell!r}" for line, cell in found if not re.fullmatch(pattern, cell, re.DOTALL)]
+        if wrong:
+            raise ValueError(f"{title} must be {'text' if title == 'id' else 'a whole number'}; {_some(wrong, str)}.")
+        return [cell if title == "id" else int(cell) for _, cell in found]
+
+    return {columns[found[0]]: cells(found[0]), **({"corrected": cells("label")} if "label" in header else {})}
 
 
 def _read_json(text: str) -> dict[str, Any]:
@@ -304,7 +379,7 @@ def _read_json(text: str) -> dict[str, Any]:
     ways = ("classes", "indices", "ids")
     if not isinstance(content, dict):
         raise ValueError(f"expected a list of ids or an object with one of {', '.join(ways)}, got {type(content).__name__}.")
-    unknown = sorted(content.keys() - {*ways, "kind"})
+    unknown = sorted(content.keys() - {*ways, "kind", "corrected"})
     if unknown:
-        raise ValueError(f"unknown keys {_some(unknown)}; an object has one of {', '.join(ways)}, and perhaps kind.")
+        raise ValueError(f"unknown keys {_some(unknown)}; an object has one of {', '.join(ways)}, and perhaps kind and corrected.")
     return content

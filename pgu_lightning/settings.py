@@ -48,7 +48,9 @@ class Settings:
         layer_rules: Another rule for the layers whose names fit a shell pattern; the first that fits counts.
         objective: The forget loss, one for all requests or one a kind.
         stop: The stop rule, likewise.
-        anchor: Weight of KL(original || present) on validation inputs, one for all requests or one a kind; none without validation data.
+        correction: Weight of the cross entropy to the corrected labels beside the objective, where the request gives them.
+        anchor: Weight of KL(original || present) on validation inputs, one for all requests or one a kind; none without validation data,
+            nor beside corrected labels, which say better what the answers shall be.
         trust_radius: Interference of one step, as the square root of the relative squared change of the response to the retained data; the
             step's length is the minimum of a parabola through one extra forward pass, within this radius. None: the optimizer's own step
             length.
@@ -71,6 +73,7 @@ class Settings:
     layer_rules: Mapping[str, Rule] = field(default_factory=dict)
     objective: Objective | Mapping[Kind, Objective] = field(default_factory=_default_objectives)
     stop: StopRule | Mapping[Kind, StopRule] = field(default_factory=_default_stops)
+    correction: float = 1.0
     anchor: float | Mapping[Kind, float] = field(default_factory=_default_anchors)
     trust_radius: float | None = 0.01
     balanced: bool | Mapping[Kind, bool] = field(default_factory=_default_balance)
@@ -89,6 +92,8 @@ class Settings:
         anchors = self.anchor.values() if isinstance(self.anchor, Mapping) else [self.anchor]
         if min(anchors) < 0:
             raise ValueError(f"anchor must not be negative, got {self.anchor}")
+        if self.correction < 0:
+            raise ValueError(f"correction must not be negative, got {self.correction}")
         if self.trust_radius is not None and not self.trust_radius > 0:
             raise ValueError(f"trust_radius must be above 0 or None, got {self.trust_radius}")
         if self.bias not in ("frozen", "augment"):

@@ -25,6 +25,7 @@ class Epoch:
         interference: Relative squared change of the response to the retained data.
         gone: The labels that a class request takes away.
         earlier: Scores on what earlier requests took; None where there is nothing of it at hand.
+        corrected_accuracy: Share of the forget set that gets its corrected label; None where the request gives none.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Epoch:
     interference: float = 0.0
     gone: tuple[int, ...] = ()
     earlier: Scores | None = None
+    corrected_accuracy: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """As tensors and plain values."""
@@ -136,24 +138,42 @@ class AccuracyGap:
 class Forgotten:
     """Class and poison: the forget set's labels are given no more often than errors would give them.
 
-    For a class that is never; for a wrong label (1 - validation accuracy) / (classes - 1).
+    For a class that is never; for a wrong label (1 - validation accuracy) / (classes - 1). Where the right labels are learnt meanwhile it
+    goes on for as long as that raises validation accuracy, and keeps the epoch where it was highest: what comes after is learnt by heart.
 
     Attributes:
         loss: The forget loss must have fallen below this too.
+        patience: With corrected labels: so many epochs without a higher validation accuracy are the end.
     """
 
     loss: float = 0.02
+    patience: int = 3
 
     def __call__(self, history: Sequence[Epoch]) -> Decision | None:
-        """Look at the last epoch."""
+        """Look at the last epoch; with corrected labels at all since the labels were forgotten."""
         now = history[-1]
-        errors = 0.0 if now.gone or now.validation is None else (1 - now.validation.accuracy) / (now.num_classes - 1)
-        if not _below(now, self.loss) or now.forget.accuracy > errors:
+        if now.corrected_accuracy is not None and now.validation is not None:
+            return self._highest(history)
+        if not self._met(now):
             return None
-        return Decision(f"forget accuracy {now.forget.accuracy:.3f} is at most {errors:.3f}", fulfilled=True, refine=True)
+        return Decision(f"forget accuracy {now.forget.accuracy:.3f} is at most {_errors(now):.3f}", fulfilled=True, refine=True)
+
+    def _highest(self, history: Sequence[Epoch]) -> Decision | None:
+        distances = [self.distance(epoch) for epoch in history]
+        best = history[min(range(len(history)), key=lambda place: (distances[place], -place))]  # of equals the last, which is what is kept
+        if not self._met(best) or len(history) - 1 - distances.index(min(distances)) < self.patience:
+            return None
+        accuracy = best.validation.accuracy if best.validation is not None else 0.0
+        reason = f"forget accuracy {best.forget.accuracy:.3f} is at most {_errors(best):.3f}, and validation accuracy rises no further than"
+        return Decision(f"{reason} {accuracy:.3f}", fulfilled=True, best=True)
+
+    def _met(self, epoch: Epoch) -> bool:
+        return _below(epoch, self.loss) and epoch.forget.accuracy <= _errors(epoch)
 
     def distance(self, epoch: Epoch) -> float:
-        """The forget accuracy."""
+        """The forget accuracy; with corrected labels below 0 where they are forgotten, the further the higher validation accuracy is."""
+        if epoch.corrected_accuracy is not None and epoch.validation is not None and self._met(epoch):
+            return -1 - epoch.validation.accuracy
         return epoch.forget.accuracy
 
 
@@ -266,6 +286,13 @@ class AnyOf:
     def distance(self, epoch: Epoch) -> float:
         """By the first rule."""
         return self.rules[0].distance(epoch)
+
+
+def _errors(epoch: Epoch) -> float:
+    """How often errors alone would give the labels that are to be forgotten."""
+    if epoch.gone or epoch.validation is None:
+        return 0.0
+    return (1 - epoch.validation.accuracy) / (epoch.num_classes - 1)
 
 
 def _below(epoch: Epoch, loss: float) -> bool:

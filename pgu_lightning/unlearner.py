@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn import functional as F  # noqa: N812
 
 from pgu_lightning import distributed
 from pgu_lightning.evaluation.scores import Scores
@@ -60,6 +61,7 @@ class Unlearner:
         guard: On the weights that may move.
         outputs: Maps a batch to logits (rows, classes) and labels (rows,).
         gone: The labels that a class request takes away.
+        corrected: The right label of each forget sample, which is learnt beside the forget objective; None where they are not known.
         own_loss: The module's own forget loss; where it returns None the objective decides.
         autocast: Precision context for the extra forward pass.
 
@@ -76,6 +78,7 @@ class Unlearner:
         guard: UpdateGuard,
         outputs: Outputs,
         gone: tuple[int, ...] = (),
+        corrected: Tensor | None = None,
         own_loss: Callable[[Tensor, Tensor], Tensor | None] = lambda logits, target: None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
@@ -84,7 +87,7 @@ class Unlearner:
         self.kept = 0
         self._settings = settings
         self._objective, self._stop, self._anchor = settings.objective_for(kind), settings.stop_for(kind), settings.anchor_for(kind)
-        self._outputs, self._gone, self._own_loss, self._autocast = outputs, gone, own_loss, autocast
+        self._outputs, self._gone, self._corrected, self._own_loss, self._autocast = outputs, gone, corrected, own_loss, autocast
         self._pending: list[_Pending] = []
         self._losses: list[float] = []  # forget losses of this epoch
         self._steps = self._skipped = 0
@@ -92,15 +95,27 @@ class Unlearner:
         self._met: Decision | None = None  # the stop rule was met, and a further goal was set
         self._best: tuple[float, int, Mapping[str, Mapping[str, Tensor]]] | None = None
 
-    def start(self, forget: Scores, validation: Scores | None, num_classes: int, earlier: Scores | None = None) -> None:
-        """Take down where the original model stands.
+    def start(
+        self,
+        forget: Scores,
+        validation: Scores | None,
+        num_classes: int,
+        earlier: Scores | None = None,
+        corrected_accuracy: float | None = None,
+    ) -> None:
+        """Take down where the original model stands; arguments as for ``end_epoch``, and the number of logits.
 
         Raises:
-            ValueError: If objective or stop rule need validation data and there is none.
+            ValueError: If objective or stop rule need validation data and there is none, or a corrected label is no class of the model.
         """
+        if self._corrected is not None and int(self._corrected.max()) >= num_classes:
+            wrong = self._corrected[self._corrected >= num_classes].unique().tolist()
+            raise ValueError(
+                f"corrected= has the labels {wrong[:10]}, and the model has {num_classes} classes, from 0 on. Correct the list."
+            )
         self._objective.prepare(validation)
         self._objective.look(forget)
-        self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone, earlier=earlier)]
+        self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone, earlier=earlier, corrected_accuracy=corrected_accuracy)]
         self._stop(self.history)  # raises now if it lacks what it needs
         self._remember()
 
@@ -123,18 +138,26 @@ class Unlearner:
         return total
 
     def forget_loss(self, forget: Any, samples: Tensor) -> Tensor:
-        """The forget objective of one batch alone, arguments and scale as for ``loss``."""
+        """The loss of one batch of the forget set without the anchor; arguments and scale as for ``loss``."""
+        return self._forget_losses(forget, samples)[0]
+
+    def _forget_losses(self, forget: Any, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """The forget objective with what corrected labels add, and alone: how far forgetting is."""
         logits, target = self._outputs(forget)
-        own = self._own_loss(logits, target)
-        return (self._objective(logits, target, samples) if own is None else own) * distributed.share(len(target), logits)
+        own, share = self._own_loss(logits, target), distributed.share(len(target), logits)
+        objective = (self._objective(logits, target, samples) if own is None else own) * share
+        if self._corrected is None:
+            return objective, objective.detach()
+        learnt = F.cross_entropy(logits.float(), self._corrected[samples.cpu()].to(target)) * share
+        return objective + self._settings.correction * learnt, objective.detach()
 
     def _loss(self, forget: Any, validation: Any | None, original: Tensor | None, samples: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.forget_loss(forget, samples)
+        loss, objective = self._forget_losses(forget, samples)
         if original is None:
-            return loss, loss.detach()
+            return loss, objective
         logits, target = self._outputs(validation)
         kept, rows = anchor(logits, original, target, self._gone)
-        return loss + self._anchor * distributed.share(rows, logits) * kept, loss.detach()
+        return loss + self._anchor * distributed.share(rows, logits) * kept, objective
 
     def check_gradients(self, parameters: Iterable[Parameter]) -> None:
         """Called before the optimizer's step: a gradient that is not finite makes it a step that is skipped."""
@@ -177,13 +200,16 @@ class Unlearner:
             after = distributed.mean(torch.stack([evaluate()[0] for evaluate, _ in pending]).mean())
         return parabola_minimum(float(before), float(after), slope, radius) if bool(after.isfinite()) else None
 
-    def end_epoch(self, forget: Scores, validation: Scores | None, earlier: Scores | None = None) -> Decision | None:
+    def end_epoch(
+        self, forget: Scores, validation: Scores | None, earlier: Scores | None = None, corrected_accuracy: float | None = None
+    ) -> Decision | None:
         """Take down where the model stands, and decide.
 
         Args:
             forget: Scores on the forget set.
             validation: Scores on validation data, or None.
             earlier: Scores on what earlier requests took, or None.
+            corrected_accuracy: Share of the forget set that gets its corrected label, or None.
 
         Returns:
             Why to stop, or None to go on.
@@ -199,6 +225,7 @@ class Unlearner:
                 interference=self.guard.total_interference,
                 gone=self._gone,
                 earlier=earlier,
+                corrected_accuracy=corrected_accuracy,
             )
         )
 
@@ -302,6 +329,7 @@ class Unlearner:
                 objective=epoch.objective,
                 interference=epoch.interference,
                 earlier_accuracy=epoch.earlier.accuracy if epoch.earlier else None,
+                corrected_accuracy=epoch.corrected_accuracy,
             )
             for epoch in self.history
         )

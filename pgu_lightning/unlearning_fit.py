@@ -65,6 +65,9 @@ class UnlearningFit:
         layers: Sequence[str] | None,
         fulfilled: Sequence[Fulfilled] = (),
     ) -> None:
+        if split.corrected is not None:
+            # Its answers are partly those that the wrong labels taught; the right ones steady the rest (docs/decisions.md has the figures).
+            settings = dataclasses.replace(settings, anchor=0.0)
         self._trainer, self._module, self._takeover = trainer, module, takeover
         self._split, self._settings, self._patterns = split, settings, layers
         self._train, self._validation = takeover.train_loader(), takeover.validation_loader()
@@ -194,13 +197,15 @@ class UnlearningFit:
             ),
             question(module, "unlearning_outputs"),
             split.classes,
+            split.corrected,
             question(module, "unlearning_loss"),
             trainer.precision_plugin.forward_context,
         )
         if self._unlearner.guard.rounds and distributed.is_first():
             _LOGGER.warning(ROUNDED)
         scores, probabilities = score(module, self._forget, trainer=trainer)
-        self._unlearner.start(scores, self._score_validation(), probabilities.shape[1], self._score_earlier())
+        corrected = split.corrected_accuracy(probabilities)
+        self._unlearner.start(scores, self._score_validation(), probabilities.shape[1], self._score_earlier(), corrected)
         if self._resumed is None:
             sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
             self._log({**_live(self._unlearner.history[0]), **sizes})
@@ -277,8 +282,9 @@ class UnlearningFit:
 
     def end_epoch(self) -> float:
         """Score, log, and end the fit if it is enough; returns the forget accuracy."""
-        scores, _ = score(self._module, self._forget, trainer=self._trainer)
-        decision = self._unlearner.end_epoch(scores, self._score_validation(), self._score_earlier())
+        scores, probabilities = score(self._module, self._forget, trainer=self._trainer)
+        corrected = self._split.corrected_accuracy(probabilities)
+        decision = self._unlearner.end_epoch(scores, self._score_validation(), self._score_earlier(), corrected)
         interference = {f"interference/{name}": value for name, value in self._unlearner.guard.interference().items()}
         self._log({**_live(self._unlearner.history[-1]), **interference})
         self._end_if(decision)
@@ -319,12 +325,15 @@ class UnlearningFit:
 
     def _report(self, outcome: Outcome, seconds: float) -> Report:
         unlearner, split, settings = self._unlearner, self._split, self._settings
+        models = {"original": unlearner.history[0], "unlearned": unlearner.history[unlearner.kept]}
+        corrected = {name: epoch.corrected_accuracy for name, epoch in models.items() if epoch.corrected_accuracy is not None}
         used = {name: getattr(settings, f"{name}_for")(split.kind) for name in ("objective", "stop", "anchor", "balanced", "scale")}
         values = {item.name: used.get(item.name, getattr(settings, item.name)) for item in dataclasses.fields(settings)}
         return Report(
             request=request_record(split),
             method=MethodRecord("pgu", uses_retain_data=False, settings={name: _shown(value) for name, value in values.items()}),
-            models={"original": _metrics(unlearner.history[0]), "unlearned": _metrics(unlearner.history[unlearner.kept])},
+            models={name: _metrics(epoch) for name, epoch in models.items()},
+            corrected_accuracy=corrected,
             outcome=outcome,
             preflight=self.preflight,
             interference=Interference(unlearner.guard.total_interference, unlearner.guard.interference()),
@@ -332,7 +341,7 @@ class UnlearningFit:
             frozen={**self.space.frozen, **self._frozen_biases},
             seconds={"unlearn": seconds},
             curve=unlearner.curve,
-            earlier=self._earlier_requests(unlearner.history[0], unlearner.history[unlearner.kept]),
+            earlier=self._earlier_requests(**models),
             environment=environment(self._module.device, self._trainer.world_size),
         )
 
@@ -378,6 +387,8 @@ def _live(epoch: Epoch) -> dict[str, float]:
         values["forget/mia_auc"] = epoch.auc
     if epoch.earlier is not None:
         values["earlier/accuracy"] = epoch.earlier.accuracy
+    if epoch.corrected_accuracy is not None:
+        values["forget/corrected_accuracy"] = epoch.corrected_accuracy
     return values
 
 

@@ -200,6 +200,10 @@ def calibrated(logits, target, validation):
     return np.mean([0.5 * d**2 if abs(d) < 1 else abs(d) - 0.5 for d in own - goals])
 
 
+def cross_entropy(logits, target):
+    return -np.mean([log_softmax(row)[y] for row, y in zip(logits, target, strict=True)])
+
+
 def anchor(logits, original, target, gone=()):
     """Mean KL(original || present) over the rows of classes that stay, among the classes that stay; and the number of rows."""
     stay = [label for label in range(logits.shape[1]) if label not in gone]

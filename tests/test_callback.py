@@ -375,6 +375,48 @@ def test_layers_that_configure_model_makes_are_found():
         trainer(100, [PGUCallback(CLASS, retain_space=callback.space)]).fit(Later(), datamodule=Data())
 
 
+def poisoned():
+    """Class 0's first ten are labelled 1."""
+    x, y = TRAIN.tensors
+    wrong = y.clone()
+    wrong[torch.arange(0, 40, 4)] = 1
+    return TensorDataset(x, wrong)
+
+
+def learnt_wrong(data):
+    module, callback = Module(), PGUCallback()
+    trainer(25, [callback]).fit(module, loader(data), DataLoader(blobs(80, seed=1), 80))
+    return module, callback.space
+
+
+def test_corrected_labels_are_learnt_while_the_wrong_ones_are_forgotten():
+    data, validation = poisoned(), DataLoader(blobs(80, seed=1), 80)
+    module, space = learnt_wrong(data)
+    wrong = torch.zeros(160, dtype=torch.bool).index_fill(0, torch.arange(0, 40, 4), True)
+    found = {}
+    for corrected in (None, [0] * 10):
+        model = copy.deepcopy(module)
+        callback = PGUCallback(ForgetRequest(indices=range(0, 40, 4), kind="poison", corrected=corrected), retain_space=space)
+        trainer(60, [callback]).fit(model, loader(data), validation)
+        found[corrected is None] = accuracy(model, TRAIN, wrong)
+        assert callback.report.outcome.fulfilled, callback.report.outcome
+    report = callback.report
+    assert report.corrected_accuracy["unlearned"] == found[False] >= 0.9
+    assert report.corrected_accuracy["original"] == pytest.approx(accuracy(module, TRAIN, wrong))
+    assert report.method.settings["anchor"] == "0.0"
+    assert found[False] >= found[True]
+
+
+def test_corrected_labels_that_the_model_does_not_have_are_refused_before_anything_changes():
+    data = poisoned()
+    module, space = learnt_wrong(data)
+    before = fingerprint(module)
+    callback = PGUCallback(ForgetRequest(indices=[0, 4], kind="poison", corrected=[0, 4]), retain_space=space)
+    with pytest.raises(ValueError, match=r"has the labels \[4\], and the model has 4 classes"):
+        trainer(5, [callback]).fit(module, loader(data))
+    assert fingerprint(module) == before
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="Exactly one"):
         PGUCallback(CLASS)

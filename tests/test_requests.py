@@ -183,6 +183,15 @@ def test_a_label_that_is_poison_is_no_class_that_is_gone():
         ({"ids": ["a"], "kind": "person"}, ValueError, "one of class, samples, poison; got 'person'"),
         ({"ids": ["a"], "kind": "class"}, ValueError, r"goes with classes= or everything=True, got ids="),
         ({"indices": [-one for one in range(1, 14)]}, ValueError, "-9, -10 and 3 more"),
+        ({"indices": [1], "corrected": [2]}, ValueError, "go with wrong ones, kind='poison'; the kind is 'samples'"),
+        ({"classes": [1], "corrected": [2]}, ValueError, "the kind is 'class'"),
+        ({"classes": [1], "kind": "poison", "corrected": [2]}, ValueError, "choose them with indices=, ids= or everything=True"),
+        ({"where": bool, "kind": "poison", "corrected": [2]}, ValueError, "needs an order of the samples"),
+        ({"indices": [1, 2], "kind": "poison", "corrected": [2]}, ValueError, "has 1 labels for 2 samples"),
+        ({"ids": ["a"], "kind": "poison", "corrected": [2, 3]}, ValueError, "has 2 labels for 1 samples"),
+        ({"indices": [1], "kind": "poison", "corrected": []}, ValueError, "corrected is empty"),
+        ({"indices": [1], "kind": "poison", "corrected": [-2]}, ValueError, "count from 0, got -2"),
+        ({"indices": [1], "kind": "poison", "corrected": [2.0]}, TypeError, "corrected must be whole numbers, got 2.0"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -217,6 +226,24 @@ def test_requests_that_make_no_sense_are_refused(arguments, error, message):
         (ForgetRequest(classes=[0]), Samples([(1, 0.5), (1, 1.5)]), TypeError, "one whole number a sample, got torch.float"),
         (ForgetRequest(everything=True), Stream(), TypeError, r"Stream can only be iterated over.*everything=True"),
         (ForgetRequest(indices=[0]), (one for one in range(3)), TypeError, "generator can only be iterated over"),
+        (
+            ForgetRequest(indices=[3, 1, 2], kind="poison", corrected=[1, 1, 2]),
+            Columns(targets=[0, 1, 2, 0]),
+            ValueError,
+            "already, at positions 1, 2: .*Leave these samples out",
+        ),
+        (
+            ForgetRequest(everything=True, kind="poison", corrected=[1]),
+            Columns(targets=[0, 0]),
+            ValueError,
+            "has 1 labels for 2 samples: one for each",
+        ),
+        (
+            ForgetRequest(ids=["a"], kind="poison", corrected=[1]),
+            Columns(targets=[0, 0, 0], ids=["a", "b", "a"]),
+            ValueError,
+            "has 1 labels for 1 ids, which 2 samples have: .*Choose them with indices=",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*Length of IterableDataset")
@@ -336,6 +363,57 @@ def test_an_earlier_request_is_remembered_without_its_ids():
 
 
 @pytest.mark.parametrize(
+    "request_",
+    [
+        ForgetRequest(indices=[4, 0, 2], kind="poison", corrected=torch.tensor([7, 5, 6])),
+        ForgetRequest(ids=["e", "a", "c"], kind="poison", corrected=[7, 5, 6]),
+    ],
+    ids=["indices", "ids"],
+)
+def test_corrected_labels_follow_their_samples(request_):
+    split = request_.split(Subset(Columns(targets=[0, 1, 2, 3, 4], ids=["a", "b", "c", "d", "e"]), [1, 0, 3, 2, 4]))
+    dataset = {"a": 5, "c": 6, "e": 7}
+    shown = [["b", "a", "d", "c", "e"][position] for position in split.forget.positions.tolist()]
+    if request_.ids is not None:
+        assert split.corrected.tolist() == [dataset[name] for name in shown]
+    else:  # positions are of the subset
+        assert dict(zip(split.forget.positions.tolist(), split.corrected.tolist(), strict=True)) == {4: 7, 0: 5, 2: 6}
+    answers = torch.nn.functional.one_hot(torch.tensor([split.corrected[0], split.corrected[1], 0]), 8).float()
+    assert split.corrected_accuracy(answers) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="6 answers for 3 samples: leave corrected= out"):
+        split.corrected_accuracy(answers.repeat(2, 1))
+
+
+def test_corrected_labels_of_everything_and_of_nothing():
+    dataset = Columns(targets=[0, 1, 2])
+    assert ForgetRequest(everything=True, kind="poison", corrected=[1, 2, 0]).split(dataset).corrected.tolist() == [1, 2, 0]
+    split = ForgetRequest(indices=[0], kind="poison").split(dataset)
+    assert (split.corrected, split.corrected_accuracy(torch.ones(1, 3))) == (None, None)
+
+
+def test_corrected_labels_stand_in_no_repr():
+    request = ForgetRequest(indices=[1, 2], kind="poison", corrected=[98765, 43210])
+    assert repr(request).endswith(", labels corrected)")
+    assert "98765" not in repr(request)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", "id, label ,who\nann,3,x\nbob,0,y\n", {"ids": ("ann", "bob"), "corrected": (3, 0)}),
+        ("a.csv", "label,index\n3,5\n0,4\n", {"indices": (5, 4), "corrected": (3, 0)}),
+        ("a.json", '{"ids": ["ann"], "corrected": [3]}', {"ids": ("ann",), "corrected": (3,)}),
+    ],
+)
+def test_corrected_labels_from_a_file(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    request = ForgetRequest.from_file(tmp_path / name, kind="poison")
+    assert {key: getattr(request, key) for key in expected} == expected
+    with pytest.raises(ValueError, match=r"a\.\w+: Corrected labels \(corrected=, in a csv the column label\)"):
+        ForgetRequest.from_file(tmp_path / name, kind="samples")
+
+
+@pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
         ("a.txt", "# who asked\nann\n\n  bob \r\nc#3\n", {"ids": ("ann", "bob", "c#3"), "kind": "samples"}),
@@ -371,6 +449,7 @@ def test_from_file(tmp_path, name, text, expected):
         ("a.csv", "date,id\nx,ann\nx\n,bob\nx,  \n", "id must be text; line 3 has '', line 5 has ''"),
         ("a.csv", "index\n3\nx\n4.0\n1_0\n", "index must be a whole number; line 3 has 'x', line 4 has '4.0', line 5 has '1_0'"),
         ("a.csv", "index\n3\n-1\n", "count from 0, got -1"),
+        ("a.csv", "index,label\n3,1\n4\n5,b\n", "label must be a whole number; line 3 has '', line 4 has 'b'"),
         ("a.csv", 'id\n"ann\n', "unexpected end of data"),
         ("a.csv", "index\n" + "x\n" * 14, "line 11 has 'x' and 4 more"),
         ("a.json", '["a",\n "b"', "line 2 column 5"),

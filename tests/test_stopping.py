@@ -70,6 +70,13 @@ def classes(kept, gone):
 
 
 GO_ON = None
+
+
+def corrected(*validation):
+    """Epochs that have forgotten, while corrected labels are learnt, with this many of 10 validation samples right."""
+    return [epoch(0, right, objective=0.01, corrected_accuracy=0.9) for right in validation]
+
+
 CASES = {
     # name: rule, history, decision as (fulfilled, best, refine) or None, part of the reason
     "gap: still above": (AccuracyGap(), [epoch(10, 8), epoch(9, 8)], GO_ON, ""),
@@ -96,6 +103,12 @@ CASES = {
     "poison: as often as by chance": (Forgotten(), [epoch(1, 6, objective=0.01)], (True, False, True), "0.100 is at most 0.100"),
     "poison: more often": (Forgotten(), [epoch(2, 6, objective=0.01)], GO_ON, ""),
     "poison: validation is perfect": (Forgotten(), [epoch(1, 10, objective=0.01)], GO_ON, ""),
+    "corrected: nothing is forgotten": (Forgotten(), [epoch(2, 6, objective=0.5, corrected_accuracy=0.1)] * 9, GO_ON, ""),
+    "corrected: it has just been forgotten": (Forgotten(), [epoch(2, 6), *corrected(6, 7, 6, 6)], GO_ON, ""),
+    "corrected: no higher for so long": (Forgotten(), [epoch(2, 6), *corrected(6, 7, 6, 6, 6)], (True, True, False), "than 0.700"),
+    "corrected: less patience": (Forgotten(patience=1), [epoch(2, 6), *corrected(7, 6)], (True, True, False), "than 0.700"),
+    "corrected: level is no higher": (Forgotten(), [epoch(2, 6), *corrected(7, 7, 7, 7)], (True, True, False), "than 0.700"),
+    "corrected: no validation": (Forgotten(), [epoch(0, objective=0.01, corrected_accuracy=1.0)], (True, False, True), ""),
     "poison: no validation": (Forgotten(), [epoch(1, None, objective=0.01)], GO_ON, ""),
     "poison: no validation, gone": (Forgotten(), [epoch(0, None, objective=0.01)], (True, False, True), ""),
     "membership: told apart": (Membership(), [epoch(scores(9, 20, loss=AUC_ONE), scores(9, 20, loss=AUC_HALF))], GO_ON, ""),
@@ -175,6 +188,7 @@ def test_decision(rule, history, expected, reason):
         (AccuracyGap(), [epoch(8, 8), epoch(7, 8), epoch(10, 8)]),
         (AccuracyGap(), [epoch(0), epoch(3)]),
         (Forgotten(), [epoch(0, 2), epoch(1, 10)]),
+        (Forgotten(), [*reversed(corrected(6, 7)), epoch(0, 9, objective=0.5, corrected_accuracy=1.0), epoch(1, 10)]),
         (
             Membership(),
             [

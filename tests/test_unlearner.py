@@ -136,6 +136,41 @@ def test_the_loss_is_the_objective_and_the_anchor():
     assert problem.loss(unlearner).item() == pytest.approx(oracles.softplus_margin(z, problem.forget[1].numpy(), -1.0), rel=1e-5)
 
 
+def test_corrected_labels_are_learnt_beside_the_objective():
+    """The loss that is minimised has their cross entropy, by the samples' places; the one that the stop rule sees has not."""
+    problem, right = Problem(), torch.arange(20) % 3
+    right = torch.where(right == 1, 3, right)
+    unlearner = problem.start(Settings(objective=Margin(), stop=Epochs(99), correction=0.3), kind="poison", gone=(), corrected=right)
+    order = torch.randperm(20)
+    loss = unlearner.loss((problem.forget[0][order], problem.forget[1][order]), None, order)
+    with torch.no_grad():
+        z, y = problem.model(problem.forget[0]).double().numpy(), problem.forget[1].numpy()
+    objective, learnt = oracles.softplus_margin(z, y), oracles.cross_entropy(z, right.numpy())
+    assert loss.item() == pytest.approx(objective + 0.3 * learnt, rel=1e-5)
+    problem.start(Settings(objective=Margin(), stop=Epochs(99)), kind="poison", gone=())
+    for _ in range(40):
+        problem.step(unlearner)
+    unlearner.end_epoch(problem.scores(problem.forget), problem.scores(problem.validation), corrected_accuracy=0.25)
+    assert unlearner.history[0].corrected_accuracy is None
+    assert unlearner.curve[-1].corrected_accuracy == 0.25
+    with torch.no_grad():
+        assert (problem.model(problem.forget[0]).argmax(1) == right).float().mean() > 0.5
+
+
+def test_what_the_stop_rule_sees_of_corrected_labels_is_the_objective_alone():
+    problem = Problem()
+    unlearner = problem.start(CLASS, kind="poison", gone=(), corrected=torch.full((20,), 3))
+    with torch.no_grad():
+        z = problem.model(problem.forget[0]).double().numpy()
+    problem.epoch(unlearner)
+    assert unlearner.history[-1].objective == pytest.approx(oracles.softplus_margin(z, problem.forget[1].numpy()), rel=1e-5)
+
+
+def test_corrected_labels_that_the_model_does_not_have_are_refused():
+    with pytest.raises(ValueError, match=r"corrected= has the labels \[4, 9\], and the model has 4 classes"):
+        Problem().start(CLASS, kind="poison", gone=(), corrected=torch.tensor([9, 4, 3] + [0] * 17))
+
+
 def test_no_step_interferes_more_than_the_radius():
     problem = Problem()
     unlearner = problem.start(Settings(objective=Margin(), stop=Epochs(99), trust_radius=0.01))

@@ -97,7 +97,17 @@ def public(overrides: Iterable[str]) -> dict[str, str]:
         {'seed': '1', 'forget.classes': ''}
     """
     parts = (override.lstrip("+~").partition("=") for override in overrides)
-    return {key: value for key, _, value in parts if key not in PEOPLE}
+    return {key: value for key, _, value in parts if not is_personal(key, value)}
+
+
+def is_personal(key: str, value: Any) -> bool:
+    """Whether a value says who shall be forgotten, or the label of each of them; that labels are corrected at all is no secret.
+
+    Example:
+        >>> is_personal("forget.ids", ["anna"]), is_personal("forget.corrected", [3, 1]), is_personal("forget.corrected", True)
+        (True, True, False)
+    """
+    return key in PEOPLE or (key == "forget.corrected" and str(value).lower() not in ("true", "false", "null", "none"))
 
 
 def keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

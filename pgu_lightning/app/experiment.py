@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from pgu_lightning import distributed
 from pgu_lightning.app import loggers
 from pgu_lightning.app.cache import Cache
-from pgu_lightning.app.config import PEOPLE, ConfigError, check
+from pgu_lightning.app.config import ConfigError, check, is_personal
 from pgu_lightning.app.gallery import gallery
 from pgu_lightning.app.lock import hold
 from pgu_lightning.app.show import ShowPreflight
@@ -92,7 +92,10 @@ class Task:
     def public_config(self) -> dict[str, Any]:
         """The resolved configuration without the names of those to forget: personal data, for which the request's digest stands."""
         content: dict[str, Any] = OmegaConf.to_container(self.config, resolve=True)  # type: ignore[assignment]
-        return {**content, "forget": {name: value for name, value in content["forget"].items() if f"forget.{name}" not in PEOPLE}}
+        return {
+            **content,
+            "forget": {name: value for name, value in content["forget"].items() if not is_personal(f"forget.{name}", value)},
+        }
 
     def key(self, seed: int, positions: Tensor | None) -> dict[str, Any]:
         """All that determines a trained model."""
@@ -344,6 +347,9 @@ def publish(task: Task, scored: Mapping[str, Scored], report: Report) -> Report:
     report = report.replace(
         models=metrics,
         sizes=sizes(scores["original"], task.split),
+        corrected_accuracy={
+            name: share for name in shown if (share := task.split.corrected_accuracy(scored[name]["forget"][1])) is not None
+        },
         average_gap=average_gap(metrics["unlearned"], metrics["retrained"]) if "retrained" in metrics else None,
         floor=average_gap(metrics["retrained"], again) if again and "retrained" in metrics else None,
         estimated_gap=_estimated_gap(task.split, scores) if "unlearned" in scores else None,

@@ -79,12 +79,13 @@ def first(data: ImageData, size: int, classes: Sequence[int] | None = None, requ
     return [ForgetRequest(indices=sorted(request)) for request in chosen]
 
 
-def poison(data: ImageData, size: int | None = None) -> ForgetRequest:
+def poison(data: ImageData, size: int | None = None, corrected: bool = False) -> ForgetRequest:
     """Ask for the training samples whose labels the data module made wrong.
 
     Args:
         data: The data module, set up with ``poison`` or ``swap``.
         size: Number of wrong labels, to make sure; None: as many as there are.
+        corrected: Give the true labels with the request.
 
     Raises:
         ValueError: If there are none, or another number of them.
@@ -92,19 +93,21 @@ def poison(data: ImageData, size: int | None = None) -> ForgetRequest:
     made = len(data.poisoned)
     if not made or size not in (None, made):
         raise ValueError(f"forget.size={size} wrong labels are to be forgotten and {made} were made: both must be one number, above 0.")
-    return ForgetRequest(indices=data.poisoned.tolist(), kind="poison")
+    right = data.clean_targets.tolist() if corrected else None
+    return ForgetRequest(indices=data.poisoned.tolist(), kind="poison", corrected=right)
 
 
-def swapped(data: ImageData, per_class: int) -> ForgetRequest:
+def swapped(data: ImageData, per_class: int, corrected: bool = False) -> ForgetRequest:
     """Ask for the training samples whose labels the data module exchanged between paired classes.
 
     Args:
         data: The data module, set up with ``swap``.
         per_class: Its ``swap``, to make sure.
+        corrected: Give the true labels with the request.
 
     Raises:
         ValueError: If it is another number, or none.
     """
     if data.swap != per_class:
         raise ValueError(f"forget.per_class={per_class} and data.swap={data.swap} must be one number: leave data.swap alone.")
-    return poison(data)
+    return poison(data, corrected=corrected)

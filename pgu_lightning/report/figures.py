@@ -17,6 +17,7 @@ def figures(report: Report) -> dict[str, float | str | bool]:
     request, outcome = report.request, report.outcome
     found: dict[str, float | str | bool] = {"request/kind": request.kind, "request/size": request.size, "request/digest": request.digest}
     found |= {f"final/{model}/{metric}": value for model, metrics in report.models.items() for metric, value in metrics.items()}
+    found |= {f"final/{model}/corrected_accuracy": share for model, share in report.corrected_accuracy.items()}
     found |= {f"seconds/{stage}": seconds for stage, seconds in report.seconds.items()}
     found["final/interference"] = report.interference.total
     if report.average_gap is not None:

@@ -18,6 +18,7 @@ METRIC_NAMES = {
     "forget_test_accuracy": "accuracy on test data of the forgotten class",
     "validation_accuracy": "accuracy on validation data",
     "mia_auc": "membership AUC",
+    "corrected_accuracy": "accuracy on corrected labels",
     "trained_attack": "called members by a trained attack",
 }
 METRIC_MEANINGS = {
@@ -27,6 +28,7 @@ METRIC_MEANINGS = {
     "forget_test_accuracy": "Share of the test samples of the forgotten classes that still get their label.",
     "validation_accuracy": "Share of the validation samples that should still work and get the right label.",
     "mia_auc": "How well the loss tells the samples to forget from samples that the model never saw: 0.5 is not at all, 1 is perfectly.",
+    "corrected_accuracy": "Share of the samples to forget that get the right label, which was given with the request.",
     "trained_attack": "Share of the samples to forget that trees, trained on the answers of other models, take for training data.",
 }
 MODELS = ("original", "unlearned", "retrained")
@@ -64,13 +66,16 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 def rows(report: Report) -> list[Row]:
     """One row a metric: those of ``METRIC_NAMES`` in that order, then any other."""
-    attack = {model: {"trained_attack": share} for model, share in report.trained_attack.items()}
-    measured = {model: {**report.models[model], **attack.get(model, {})} for model in in_order(report.models)}
+    beside = {"corrected_accuracy": report.corrected_accuracy, "trained_attack": report.trained_attack}
+    measured = {
+        model: {**report.models[model], **{name: shares[model] for name, shares in beside.items() if model in shares}}
+        for model in in_order(report.models)
+    }
     result = []
     for metric in _sorted((metric for metrics in measured.values() for metric in metrics), tuple(METRIC_NAMES)):
         values = {model: metrics[metric] for model, metrics in measured.items() if metric in metrics}
         gap = abs(values["unlearned"] - values["retrained"]) if {"unlearned", "retrained"} <= values.keys() else None
-        samples = report.sizes.get(metric.removesuffix("_accuracy"))
+        samples = report.request.size if metric == "corrected_accuracy" else report.sizes.get(metric.removesuffix("_accuracy"))
         result.append(Row(metric, METRIC_NAMES.get(metric, metric.replace("_", " ")), values, gap, samples))
     return result
 

@@ -28,6 +28,7 @@ LIVE_METRICS = (
     "forget/accuracy",
     "forget/loss",
     "forget/mia_auc",
+    "forget/corrected_accuracy",
     "validation/accuracy",
     "validation/loss",
     "earlier/accuracy",

@@ -38,6 +38,8 @@ def test_every_option_is_good(overrides, tmp_path):
         "model.optimizer.lr=1",
         "+logger.wandb.entity=us",
         "+forget.kind=class",
+        "forget=poison forget.corrected=true",
+        "~forget.classes +forget.indices=[1] +forget.kind=poison +forget.corrected=[3]",
         "~forget.classes +forget.ids=[a,b]",
     ],
 )

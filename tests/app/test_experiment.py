@@ -121,6 +121,38 @@ def test_poison_and_the_floor(folder):
     assert report.models.keys() == {"original", "unlearned", "retrained"}
 
 
+def test_corrected_labels(folder):
+    report, output = report_of(folder, "corrected", "forget=poison", "forget.corrected=true", "method.epochs=12")
+    data = Digits(poison=200)
+    data.setup()
+    images = torch.stack([data.train[index][0] for index in data.poisoned.tolist()])
+    assert report.corrected_accuracy.keys() == {"original", "unlearned", "retrained"}
+    for model in ("original", "unlearned"):
+        expected = accuracy(output / f"{model}.ckpt", images, data.clean_targets)
+        assert report.corrected_accuracy[model] == pytest.approx(expected, abs=1e-6)
+    assert report.corrected_accuracy["unlearned"] > 0.95
+    names = report.models["unlearned"].keys()
+    gaps = [abs(report.models["unlearned"][name] - report.models["retrained"][name]) for name in names]
+    assert "corrected_accuracy" not in names  # an average over the models' figures is the gap
+    assert report.average_gap == pytest.approx(sum(gaps) / len(gaps))
+    assert report.config["forget"]["corrected"] is True
+    assert "accuracy on corrected labels" in (output / "report.html").read_text()
+
+
+def test_corrected_labels_do_not_leave_the_run(folder):
+    asked = (
+        "~forget.classes",
+        "+forget.indices=[1017]",
+        "+forget.kind=poison",
+        "+forget.corrected=[7]",
+        "reference=false",
+        "method.epochs=1",
+    )
+    report, output = report_of(folder, "corrected-list", *asked)
+    assert report.config["forget"].keys() == {"_target_", "kind"}
+    assert "curve" in json.loads((output / "report.json").read_text())
+
+
 def test_only_a_preflight(folder, capsys):
     report, output = report_of(folder, "preflight", "preflight=only")
     names = {path.name for path in output.iterdir() if path.name[0] != "."}
@@ -193,6 +225,7 @@ def test_offline_wandb_runs_hold_every_documented_metric_and_no_other(folder, mo
     runs = {
         "pgu": ("floor=true",),
         "finetune": ("method=finetune", "method.epochs=1", "reference=false"),
+        "corrected": ("forget=poison", "forget.corrected=true", "method.epochs=2"),
         "row": ("forget=samples", "forget.size=20", "forget.requests=2", "reference=false"),
     }
     for name, overrides in runs.items():
@@ -206,7 +239,7 @@ def test_offline_wandb_runs_hold_every_documented_metric_and_no_other(folder, mo
     names = documented()
     assert [metric for metric in logged if not known(metric, names)] == []
     assert [name for name in names if not any(known(metric, [name]) for metric in logged)] == []
-    assert {kind: kinds.count(kind) for kind in ("model", "retain-space", "report")} == {"model": 8, "retain-space": 4, "report": 4}
+    assert {kind: kinds.count(kind) for kind in ("model", "retain-space", "report")} == {"model": 10, "retain-space": 5, "report": 5}
 
 
 def test_worst_samples_are_named_only_where_asked(folder):

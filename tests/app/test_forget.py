@@ -56,6 +56,16 @@ def test_what_the_data_cannot_give_is_refused(digits, ask, match):
         ask(digits)
 
 
+def test_the_true_labels_with_the_request():
+    clean = Digits()
+    clean.setup()
+    for data, ask in ((Digits(poison=9), poison), (Digits(swap=2), lambda data, corrected: swapped(data, 2, corrected))):
+        data.setup()
+        split = ask(data, corrected=True).split(data.train)
+        assert torch.equal(split.corrected, clean.train.targets[split.forget.positions])
+        assert ask(data, corrected=False).corrected is None
+
+
 def test_swapped_labels():
     clean, data = Digits(), Digits(swap=4)
     clean.setup()

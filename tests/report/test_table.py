@@ -51,9 +51,11 @@ def test_every_cell_is_the_reports_value(report):
 
 
 def test_known_metrics_come_first_in_a_fixed_order():
-    attacked = rich().replace(trained_attack={"original": 0.9, "unlearned": 0.25, "retrained": 0.5})
+    shares = {"original": 0.9, "unlearned": 0.25, "retrained": 0.5}
+    attacked = rich().replace(trained_attack=shares, corrected_accuracy=dict.fromkeys(shares, 0.125))
     titles = [row[0] for row in cells_of(attacked)[1:]]
     assert cells_of(attacked)[titles.index("called members by a trained attack") + 1][1:] == ["0.900", "0.250", "0.500", "0.250"]
+    assert cells_of(attacked)[titles.index("accuracy on corrected labels") + 1][1:] == ["0.125", "0.125", "0.125", "0.000"]
     assert titles == [*(METRIC_NAMES[name] for name in METRIC_NAMES if name != "validation_accuracy"), "relearn steps"]
 
 
