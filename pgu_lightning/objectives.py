@@ -6,7 +6,7 @@ p_y).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,8 +21,12 @@ from pgu_lightning.evaluation.scores import Scores, margin
 class Objective(Protocol):
     """A forget loss. ``_target_`` in a config may name any class with these four methods."""
 
-    def prepare(self, validation: Scores | None) -> None:
-        """Look at the original model's scores on validation data, once, before the first step.
+    def prepare(self, validation: Scores | None, probabilities: Tensor | None) -> None:
+        """Look at what the original model makes of validation data, once, before the first step.
+
+        Args:
+            validation: Its scores; None without validation data.
+            probabilities: Its answers, (samples, classes); None likewise.
 
         Raises:
             ValueError: If the objective needs validation data and has none.
@@ -50,7 +54,7 @@ class Objective(Protocol):
 
 
 class _Fixed:
-    def prepare(self, validation: Scores | None) -> None:
+    def prepare(self, validation: Scores | None, probabilities: Tensor | None) -> None:
         """Nothing to look at."""
 
     def look(self, forget: Scores) -> None:
@@ -111,7 +115,7 @@ def _entropy(logits: Tensor) -> Tensor:
 
 @dataclass
 class Margin(_Fixed):
-    """mean softplus(margin - threshold), for classes and poison: the gradient does not vanish where p_y is near 1.
+    """mean softplus(margin - threshold), for classes: the gradient does not vanish where p_y is near 1.
 
     When all is forgotten and members can still be told from validation samples of the class, the threshold goes down.
 
@@ -153,7 +157,7 @@ class Calibrated(_Fixed):
     _validation: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     _goals: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
-    def prepare(self, validation: Scores | None) -> None:
+    def prepare(self, validation: Scores | None, probabilities: Tensor | None) -> None:
         """Take down the validation margins."""
         if validation is None or not len(validation):
             raise ValueError(
@@ -164,19 +168,67 @@ class Calibrated(_Fixed):
 
     def look(self, forget: Scores) -> None:
         """Set each sample's goal by its rank."""
-        ranks = forget.margin.argsort().argsort()
-        position = ((ranks + 0.5) / len(ranks) * len(self._validation) - 0.5).clamp(0, len(self._validation) - 1)
-        below = position.floor().long()
-        above = (below + 1).clamp(max=len(self._validation) - 1)
-        self._goals = torch.lerp(self._validation[below], self._validation[above], position - below)
+        self._goals = _at_its_rank(forget.margin, self._validation)
 
     def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
         """The mean loss over a batch."""
-        if len(samples) != len(target):
-            found = f"{len(target)} labels for {len(samples)} samples"
-            raise ValueError(f"Calibrated ranks samples by one label each, and this batch has {found}: choose another objective.")
         own = margin(logits, target)
-        return F.smooth_l1_loss(own, self._goals[samples.cpu()].to(own))
+        return F.smooth_l1_loss(own, _of(samples, self._goals, own))
+
+
+@dataclass
+class WrongLabels(_Fixed):
+    """A wrong label shall be no likelier than it is on data that was never seen: the margin above validation data's at the same rank.
+
+    mean smooth_l1(max(m_i - t_i, 0)). t_i is the margin of the same label over the validation samples of other classes, at the rank that
+    m_i has among the forget samples of its label, but not below ``lowest``: what is that unlikely need not become more so, and without
+    validation data that is the goal of all. It has a fixed point, and pulls nothing up.
+
+    Attributes:
+        lowest: Margin that is low enough for any sample: at -4 a wrong label has a probability of .018.
+    """
+
+    lowest: float = -4.0
+    _validation: Mapping[int, Tensor] = field(default_factory=dict, repr=False)
+    _goals: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+
+    def prepare(self, validation: Scores | None, probabilities: Tensor | None) -> None:
+        """Take down each label's margins over the validation samples of other classes."""
+        if validation is not None and probabilities is not None:
+            margins = torch.logit(probabilities.double(), eps=1e-12).float()
+            labels = range(probabilities.shape[1])
+            self._validation = {label: margins[validation.label != label, label].sort().values for label in labels}
+
+    def look(self, forget: Scores) -> None:
+        """Set each sample's goal by its rank among those of its label."""
+        self._goals = torch.full_like(forget.margin, self.lowest)
+        for label, margins in self._validation.items():
+            own = forget.label == label
+            if bool(own.any()) and len(margins):
+                self._goals[own] = _at_its_rank(forget.margin[own], margins).clamp(min=self.lowest)
+
+    def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
+        """The mean loss over a batch."""
+        own = margin(logits, target)
+        goals = _of(samples, self._goals, own)
+        return F.smooth_l1_loss(own.maximum(goals), goals)
+
+
+def _at_its_rank(values: Tensor, reference: Tensor) -> Tensor:
+    """For each value the quantile of ``reference``, ascending, at its rank: the optimal coupling of the two distributions."""
+    ranks = values.argsort().argsort()
+    position = ((ranks + 0.5) / len(ranks) * len(reference) - 0.5).clamp(0, len(reference) - 1)
+    below = position.floor().long()
+    above = (below + 1).clamp(max=len(reference) - 1)
+    return torch.lerp(reference[below], reference[above], position - below)
+
+
+def _of(samples: Tensor, goals: Tensor, margins: Tensor) -> Tensor:
+    """The goals of a batch's samples."""
+    if len(samples) != len(margins):
+        found = f"{len(margins)} labels for {len(samples)} samples"
+        raise ValueError(f"Samples are ranked by one label each, and this batch has {found}: choose another objective, such as Margin().")
+    return goals[samples.cpu()].to(margins)
 
 
 def anchor(logits: Tensor, original: Tensor, target: Tensor, gone: Sequence[int] = ()) -> tuple[Tensor, int]:

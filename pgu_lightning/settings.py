@@ -11,18 +11,18 @@ from typing import Any, Literal
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
-from pgu_lightning.objectives import Calibrated, Margin, Objective
+from pgu_lightning.objectives import Calibrated, Margin, Objective, WrongLabels
 from pgu_lightning.projection import Hard, Rule, Scale, Soft
 from pgu_lightning.requests import Kind
 from pgu_lightning.stopping import AccuracyGap, Forgotten, StopRule
 
 
 def _default_objectives() -> dict[Kind, Objective]:
-    return {"class": Margin(), "samples": Calibrated(), "poison": Margin()}
+    return {"class": Margin(), "samples": Calibrated(), "poison": WrongLabels()}
 
 
 def _default_stops() -> dict[Kind, StopRule]:
-    return {"class": Forgotten(), "samples": AccuracyGap(slack=0.005, loss=0.02), "poison": Forgotten()}
+    return {"class": Forgotten(), "samples": AccuracyGap(slack=0.005, loss=0.02), "poison": Forgotten(slack=0.005)}
 
 
 def _unit_step(parameters: Iterable[Parameter]) -> Optimizer:

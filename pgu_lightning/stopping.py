@@ -143,10 +143,12 @@ class Forgotten:
 
     Attributes:
         loss: The forget loss must have fallen below this too.
+        slack: How much more often a wrong label may be given.
         patience: With corrected labels: so many epochs without a higher validation accuracy are the end.
     """
 
     loss: float = 0.02
+    slack: float = 0.0
     patience: int = 3
 
     def __call__(self, history: Sequence[Epoch]) -> Decision | None:
@@ -156,7 +158,7 @@ class Forgotten:
             return self._highest(history)
         if not self._met(now):
             return None
-        return Decision(f"forget accuracy {now.forget.accuracy:.3f} is at most {_errors(now):.3f}", fulfilled=True, refine=True)
+        return Decision(f"forget accuracy {now.forget.accuracy:.3f} is at most {self._allowed(now):.3f}", fulfilled=True, refine=True)
 
     def _highest(self, history: Sequence[Epoch]) -> Decision | None:
         distances = [self.distance(epoch) for epoch in history]
@@ -164,11 +166,17 @@ class Forgotten:
         if not self._met(best) or len(history) - 1 - distances.index(min(distances)) < self.patience:
             return None
         accuracy = best.validation.accuracy if best.validation is not None else 0.0
-        reason = f"forget accuracy {best.forget.accuracy:.3f} is at most {_errors(best):.3f}, and validation accuracy rises no further than"
-        return Decision(f"{reason} {accuracy:.3f}", fulfilled=True, best=True)
+        reason = f"forget accuracy {best.forget.accuracy:.3f} is at most {self._allowed(best):.3f}"
+        return Decision(f"{reason}, and validation accuracy rises no further than {accuracy:.3f}", fulfilled=True, best=True)
 
     def _met(self, epoch: Epoch) -> bool:
-        return _below(epoch, self.loss) and epoch.forget.accuracy <= _errors(epoch)
+        return _below(epoch, self.loss) and epoch.forget.accuracy <= self._allowed(epoch)
+
+    def _allowed(self, epoch: Epoch) -> float:
+        """How often errors alone would give the labels that are to be forgotten, and the slack."""
+        if epoch.gone or epoch.validation is None:
+            return 0.0
+        return (1 - epoch.validation.accuracy) / (epoch.num_classes - 1) + self.slack
 
     def distance(self, epoch: Epoch) -> float:
         """The forget accuracy; with corrected labels below 0 where they are forgotten, the further the higher validation accuracy is."""
@@ -286,13 +294,6 @@ class AnyOf:
     def distance(self, epoch: Epoch) -> float:
         """By the first rule."""
         return self.rules[0].distance(epoch)
-
-
-def _errors(epoch: Epoch) -> float:
-    """How often errors alone would give the labels that are to be forgotten."""
-    if epoch.gone or epoch.validation is None:
-        return 0.0
-    return (1 - epoch.validation.accuracy) / (epoch.num_classes - 1)
 
 
 def _below(epoch: Epoch, loss: float) -> bool:

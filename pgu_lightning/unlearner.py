@@ -102,8 +102,17 @@ class Unlearner:
         num_classes: int,
         earlier: Scores | None = None,
         corrected_accuracy: float | None = None,
+        probabilities: Tensor | None = None,
     ) -> None:
-        """Take down where the original model stands; arguments as for ``end_epoch``, and the number of logits.
+        """Take down where the original model stands.
+
+        Args:
+            forget: Scores on the forget set.
+            validation: Scores on validation data, or None.
+            num_classes: The number of logits.
+            earlier: Scores on what earlier requests took, or None.
+            corrected_accuracy: Share of the forget set that gets its corrected label, or None.
+            probabilities: Answers to validation data, (samples, classes), or None.
 
         Raises:
             ValueError: If objective or stop rule need validation data and there is none, or a corrected label is no class of the model.
@@ -113,7 +122,7 @@ class Unlearner:
             raise ValueError(
                 f"corrected= has the labels {wrong[:10]}, and the model has {num_classes} classes, from 0 on. Correct the list."
             )
-        self._objective.prepare(validation)
+        self._objective.prepare(validation, probabilities)
         self._objective.look(forget)
         self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone, earlier=earlier, corrected_accuracy=corrected_accuracy)]
         self._stop(self.history)  # raises now if it lacks what it needs

@@ -205,7 +205,8 @@ class UnlearningFit:
             _LOGGER.warning(ROUNDED)
         scores, probabilities = score(module, self._forget, trainer=trainer)
         corrected = split.corrected_accuracy(probabilities)
-        self._unlearner.start(scores, self._score_validation(), probabilities.shape[1], self._score_earlier(), corrected)
+        validation, answers = self._score_validation()
+        self._unlearner.start(scores, validation, probabilities.shape[1], self._score_earlier(), corrected, answers)
         if self._resumed is None:
             sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
             self._log({**_live(self._unlearner.history[0]), **sizes})
@@ -284,7 +285,7 @@ class UnlearningFit:
         """Score, log, and end the fit if it is enough; returns the forget accuracy."""
         scores, probabilities = score(self._module, self._forget, trainer=self._trainer)
         corrected = self._split.corrected_accuracy(probabilities)
-        decision = self._unlearner.end_epoch(scores, self._score_validation(), self._score_earlier(), corrected)
+        decision = self._unlearner.end_epoch(scores, self._score_validation()[0], self._score_earlier(), corrected)
         interference = {f"interference/{name}": value for name, value in self._unlearner.guard.interference().items()}
         self._log({**_live(self._unlearner.history[-1]), **interference})
         self._end_if(decision)
@@ -309,8 +310,8 @@ class UnlearningFit:
     def _elapsed(self) -> float:
         return time.perf_counter() - self._started
 
-    def _score_validation(self) -> Scores | None:
-        return None if self._validation is None else score(self._module, self._validation, trainer=self._trainer)[0]
+    def _score_validation(self) -> tuple[Scores | None, Tensor | None]:
+        return (None, None) if self._validation is None else score(self._module, self._validation, trainer=self._trainer)
 
     def _score_earlier(self) -> Scores | None:
         """Scores on what earlier requests took, one request after the other."""

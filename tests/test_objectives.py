@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from pgu_lightning.evaluation.scores import Scores
-from pgu_lightning.objectives import Calibrated, Depoison, Margin, Published, anchor
+from pgu_lightning.objectives import Calibrated, Depoison, Margin, Published, WrongLabels, anchor
 from tests import oracles
 
 
@@ -24,7 +24,7 @@ def of_margins(margins, label=0):
 
 def calibrated(validation):
     objective = Calibrated()
-    objective.prepare(of_margins(validation))
+    objective.prepare(of_margins(validation), None)
     return objective
 
 
@@ -102,7 +102,7 @@ def test_only_the_published_gradient_vanishes_where_the_model_is_certain(margin)
 
 @pytest.mark.parametrize("objective", [Published(), Depoison(), Margin()])
 def test_needs_no_validation_and_has_no_further_goal(objective):
-    objective.prepare(None)
+    objective.prepare(None, None)
     objective.look(of_margins([1.0]))
     assert objective.refine(of_margins([1.0]), None) is False
 
@@ -162,17 +162,69 @@ def test_samples_of_several_labels_cannot_be_ranked():
 @pytest.mark.parametrize("validation", [None, of_margins([])])
 def test_calibrated_needs_validation(validation):
     with pytest.raises(ValueError, match=r"it needs validation data .* Give the trainer a validation loader, or choose another objective"):
-        Calibrated().prepare(validation)
+        Calibrated().prepare(validation, None)
 
 
 def test_the_goal_is_the_original_models():
     """The validation margins of the beginning, whatever they become."""
     scores = of_margins(VALIDATION)
     objective = Calibrated()
-    objective.prepare(scores)
+    objective.prepare(scores, None)
     before = float(loss_of(objective, *logits_of([1.0, 2.0])))
     scores.margin.add_(5)
     assert float(loss_of(objective, *logits_of([1.0, 2.0]))) == before
+
+
+# Wrong labels
+
+
+def wrong_labels(forget_logits, forget_labels, logits, labels, lowest):
+    """The loss in float64, one sample at a time."""
+
+    def margin(z, y):
+        return z[y] - np.logaddexp.reduce(np.delete(z, y))
+
+    own = np.array([margin(z, y) for z, y in zip(forget_logits, forget_labels, strict=True)])
+    total = 0.0
+    for place, label in enumerate(forget_labels):
+        alike = np.array([value for value, other in zip(own, forget_labels, strict=True) if other == label])
+        share = ((alike < own[place]).sum() + 0.5) / len(alike)
+        pool = np.sort([margin(z, label) for z, y in zip(logits, labels, strict=True) if y != label])
+        goal = np.interp(share * len(pool) - 0.5, np.arange(len(pool)), pool) if len(pool) else lowest
+        above = max(own[place] - max(goal, lowest), 0.0)
+        total += above**2 / 2 if above < 1 else above - 0.5
+    return total / len(own)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 25), st.sampled_from([-4.0, -0.5]))
+@settings(deadline=None, max_examples=60)
+def test_wrong_labels_are_held_against_other_samples_of_the_same_label(seed, rows, seen, lowest):
+    rng = np.random.default_rng(seed)
+    z, y, others, truth = rng.normal(0, 3, (rows, 4)), rng.integers(0, 4, rows), rng.normal(0, 3, (seen, 4)), rng.integers(0, 4, seen)
+    objective = WrongLabels(lowest)
+    validation = torch.tensor(others)
+    objective.prepare(Scores.of(validation, torch.tensor(truth)), validation.softmax(1))
+    objective.look(Scores.of(torch.tensor(z), torch.tensor(y)))
+    order = torch.tensor(rng.permutation(rows))
+    found = objective(torch.tensor(z)[order], torch.tensor(y)[order], order)
+    assert float(found) == pytest.approx(wrong_labels(z, y, others, truth, lowest), rel=1e-4, abs=1e-5)
+
+
+def test_without_validation_data_a_wrong_label_shall_be_unlikely():
+    objective = WrongLabels(lowest=-2.0)
+    objective.prepare(None, None)
+    objective.look(of_margins([1.0, -3.0]))
+    assert float(objective(*logits_of([1.0, -3.0]), torch.arange(2))) == pytest.approx(2.5 / 2)
+
+
+def test_what_is_unlikely_already_is_not_pulled_up():
+    objective = WrongLabels()
+    objective.prepare(None, None)
+    objective.look(of_margins([-9.0]))
+    logits, target = logits_of([-9.0])
+    logits.requires_grad_()
+    objective(logits, target, torch.arange(1)).backward()
+    assert not logits.grad.any()
 
 
 # The further goal of Margin

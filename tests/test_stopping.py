@@ -102,6 +102,8 @@ CASES = {
     "class: the loss is not known": (Forgotten(), [epoch(0, KEPT, gone=(1,))], GO_ON, ""),
     "poison: as often as by chance": (Forgotten(), [epoch(1, 6, objective=0.01)], (True, False, True), "0.100 is at most 0.100"),
     "poison: more often": (Forgotten(), [epoch(2, 6, objective=0.01)], GO_ON, ""),
+    "poison: a little more often": (Forgotten(slack=0.1), [epoch(2, 6, objective=0.01)], (True, False, True), "0.200 is at most 0.200"),
+    "class: slack is for wrong labels": (Forgotten(slack=0.5), [epoch(1, KEPT, objective=0.01, gone=(1,))], GO_ON, ""),
     "poison: validation is perfect": (Forgotten(), [epoch(1, 10, objective=0.01)], GO_ON, ""),
     "corrected: nothing is forgotten": (Forgotten(), [epoch(2, 6, objective=0.5, corrected_accuracy=0.1)] * 9, GO_ON, ""),
     "corrected: it has just been forgotten": (Forgotten(), [epoch(2, 6), *corrected(6, 7, 6, 6)], GO_ON, ""),

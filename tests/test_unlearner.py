@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pgu_lightning.evaluation.scores import Scores
-from pgu_lightning.objectives import Calibrated, Margin
+from pgu_lightning.objectives import Calibrated, Margin, WrongLabels
 from pgu_lightning.projection import Hard, Projector, Scale, Soft, Spectrum, UpdateGuard
 from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import Gram
@@ -559,7 +559,7 @@ def test_settings_that_cannot_be(values, message):
 
 def test_objective_and_stop_rule_follow_the_kind():
     settings = Settings()
-    assert [type(settings.objective_for(kind)) for kind in ("class", "samples", "poison")] == [Margin, Calibrated, Margin]
+    assert [type(settings.objective_for(kind)) for kind in ("class", "samples", "poison")] == [Margin, Calibrated, WrongLabels]
     assert [type(settings.stop_for(kind)) for kind in ("class", "samples", "poison")] == [Forgotten, AccuracyGap, Forgotten]
     one = Settings(objective=Calibrated(), stop=Epochs(3))
     assert all(type(one.objective_for(kind)) is Calibrated and one.stop_for(kind) == Epochs(3) for kind in ("class", "samples", "poison"))
