@@ -34,11 +34,19 @@ class RequestRecord:
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """How it was done: the method's name, whether it reads retained data, and its settings as plain values."""
+    """How it was done.
+
+    Attributes:
+        name: Of the method.
+        uses_retain_data: Whether it read retained data.
+        settings: As plain values.
+        retain_samples: With how many retained samples it was repaired; None where it was not.
+    """
 
     name: str
     uses_retain_data: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    retain_samples: int | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Values:
 
     seed: int
     preflight: bool | Literal["only"]
+    repair: Annotated[float, Field(ge=0)] | None
     reference: bool
     floor: bool
     attack_models: Annotated[int, Field(ge=0)]

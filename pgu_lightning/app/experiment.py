@@ -40,6 +40,7 @@ from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
 from pgu_lightning.records import EarlierRequest, MethodRecord, Report, Stage, average_gap
+from pgu_lightning.repair import retained
 from pgu_lightning.report import MODELS, print_report, print_stages, write_html
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace
@@ -167,6 +168,10 @@ def prepare(config: DictConfig, output: Path) -> list[Task]:
     """Load the data and split it, for each request; whatever is wrong with one of them is refused here, before any work."""
     if config.preflight == "only" and OmegaConf.select(config, "method.settings.preflight") is None:
         raise ValueError(f"preflight=only needs a method that projects, such as method=pgu; {config.method._target_} does not.")
+    if config.repair is not None and "repair" not in config.method:
+        raise ValueError(
+            f"repair={config.repair} needs a method that can be repaired, such as method=pgu; {config.method._target_} cannot."
+        )
     L.seed_everything(config.seed, verbose=False)
     data: ImageData = instantiate(config.data)
     data.setup()
@@ -176,6 +181,8 @@ def prepare(config: DictConfig, output: Path) -> list[Task]:
     splits: list[Split] = []
     for request in requests:
         splits.append(request.split(data.train, [entry for split in splits for entry in split.entries()]))
+        if config.repair is not None:
+            retained(config.repair, splits[-1])
     methods: list[Method] = [instantiate(config.method, _convert_="all") for _ in requests]
     atomic_write(output / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
     tasks = []

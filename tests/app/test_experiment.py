@@ -153,6 +153,20 @@ def test_corrected_labels_do_not_leave_the_run(folder):
     assert "curve" in json.loads((output / "report.json").read_text())
 
 
+def test_a_repair_where_the_stop_rule_is_not_met(folder):
+    asked = ("forget=poison", "forget.size=100", "method.epochs=1", "repair=0.1")
+    report, output = report_of(folder, "repair", *asked, "reference=false")
+    assert (report.method.uses_retain_data, report.method.retain_samples) == (True, 110)
+    assert report.outcome.epochs == 2
+    assert "It read 110 samples of the retained training data too." in (output / "report.html").read_text()
+    with pytest.raises(ValueError, match="needs a method that can be repaired, such as method=pgu"):
+        report_of(folder, "no-repair", "method=retrain", "repair=0.1")
+    with pytest.raises(ValueError, match=r"repair=5000.* is 5000 retained samples, and the training loader has"):
+        report_of(folder, "too-many", "repair=5000")
+    with pytest.raises(ValueError, match="repair=-1: expected float, 0 or more or null"):
+        report_of(folder, "negative", "repair=-1")
+
+
 def test_only_a_preflight(folder, capsys):
     report, output = report_of(folder, "preflight", "preflight=only")
     names = {path.name for path in output.iterdir() if path.name[0] != "."}
