@@ -74,6 +74,9 @@ def test_a_class(folder):
     gaps = [abs(content["models"]["unlearned"][name] - content["models"]["retrained"][name]) for name in names]
     assert content["average_gap"] == pytest.approx(sum(gaps) / 5)
     assert {"dim", "rank", "free"} <= next(iter(content["layers"].values())).keys()
+    assert content["interference"]["measured"].keys() == content["interference"]["layers"].keys()
+    for name, measured in content["interference"]["measured"].items():
+        assert measured["own"] == pytest.approx(content["interference"]["layers"][name], rel=1e-3)
     assert content["seconds"].keys() == {"train", "collect", "unlearn", "retrain"}
     assert len(content["examples"]) == 12
     assert Report.load(output / "report.json") == report
@@ -106,7 +109,9 @@ def test_another_recipe_is_another_model(folder, change):
 
 
 def test_samples_without_a_reference(folder):
-    report, _ = report_of(folder, "samples", "forget=samples", "forget.size=0.05", "reference=false", "examples=0")
+    asked = ("forget=samples", "forget.size=0.05", "reference=false", "examples=0", "measure_interference=false")
+    report, _ = report_of(folder, "samples", *asked)
+    assert report.interference.measured == {}
     assert (report.request.kind, report.request.size) == ("samples", 60)
     assert report.models.keys() == {"original", "unlearned"}
     assert report.average_gap is None
