@@ -18,6 +18,7 @@ from pgu_lightning.batches import over
 from pgu_lightning.files import digest, retain_path
 from pgu_lightning.passes import check_outputs, collect
 from pgu_lightning.records import Preflight, Report
+from pgu_lightning.repair import Repair, retained
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import RetainSpace, check_room, fingerprint, survey
@@ -68,6 +69,8 @@ class PGUCallback(L.Callback):
             EarlyStopping, unlearning begins then.
         settings: What belongs to the algorithm.
         layers: Shell patterns of the layers to protect and update (``"blocks.*"``); None: all that can be.
+        repair: Retained data for the next step, where the stop rule is not met: a dataset or loader of retained samples, or how many (below
+            1: what share) of those in the training loader. The model is then fine-tuned on them while it goes on forgetting.
 
     Attributes:
         space: The statistics that belong to the model as the fit left it; None before that.
@@ -86,9 +89,10 @@ class PGUCallback(L.Callback):
         switch_at_epoch: int | None = None,
         settings: Settings | None = None,
         layers: Sequence[str] | None = None,
+        repair: Repair | None = None,
     ) -> None:
-        if forget is None and (retain_space is not None or switch_at_epoch is not None):
-            raise ValueError("retain_space and switch_at_epoch say how to forget: give forget=ForgetRequest(...) too.")
+        if forget is None and not (retain_space is None and switch_at_epoch is None and repair is None):
+            raise ValueError("retain_space, switch_at_epoch and repair say how to forget: give forget=ForgetRequest(...) too.")
         if forget is not None and (retain_space is None) == (switch_at_epoch is None):
             raise ValueError(
                 "To forget in a fit of its own give retain_space=, the statistics of the trained model; to learn first in the same fit "
@@ -105,7 +109,7 @@ class PGUCallback(L.Callback):
         self.space: RetainSpace | None = None
         self.report: Report | None = None
         self._request, self._retain_space, self._switch_at = forget, retain_space, switch_at_epoch
-        self._settings, self._patterns = settings or Settings(), layers
+        self._settings, self._patterns, self._repair = settings or Settings(), layers, repair
         self._phase = Phase.LEARN
         self._takeover: Takeover
         self._fit: UnlearningFit
@@ -146,6 +150,8 @@ class PGUCallback(L.Callback):
         self._train = self._takeover.train_loader()
         if self._retain_space is None:
             self._split = self._request.split(self._train.dataset)
+            if self._repair is not None:
+                retained(self._repair, self._split)
             self._check_switch(trainer)
             return
         given = self._retain_space
@@ -198,7 +204,8 @@ class PGUCallback(L.Callback):
     def _enter(self, trainer: L.Trainer, module: L.LightningModule, protected: Sequence[str], running: bool) -> None:
         self._phase = Phase.UNLEARN
         fulfilled = self.space.provenance.fulfilled if self.space is not None else ()
-        self._fit = UnlearningFit(trainer, module, self._takeover, self._split, self._settings, self._patterns, fulfilled)
+        more = None if self._repair is None else retained(self._repair, self._split)
+        self._fit = UnlearningFit(trainer, module, self._takeover, self._split, self._settings, self._patterns, fulfilled, more)
         self._fit.enter(protected, running)
 
     # Learning, and the switch

@@ -34,11 +34,19 @@ class RequestRecord:
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """How it was done: the method's name, whether it reads retained data, and its settings as plain values."""
+    """How it was done.
+
+    Attributes:
+        name: Of the method.
+        uses_retain_data: Whether it read retained data.
+        settings: As plain values.
+        retain_samples: With how many retained samples it was repaired; None where it was not.
+    """
 
     name: str
     uses_retain_data: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    retain_samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,31 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
+class MeasuredLayer:
+    """What the retained data itself says of one layer's interference, with rows x before and x' after.
+
+    Attributes:
+        own: sum |dW x|^2 / sum |W x|^2: the same quantity as from the Gram.
+        with_inputs: sum |(W + dW) x' - W x|^2 / sum |W x|^2: with what the layers before it changed.
+    """
+
+    own: float
+    with_inputs: float
+
+
+@dataclass(frozen=True)
 class Interference:
-    """tr(dW M dW^T) / tr(W M W^T) from the stored Grams: over all protected layers together, and for each."""
+    """tr(dW M dW^T) / tr(W M W^T) from the stored Grams: over all protected layers together, and for each.
+
+    Attributes:
+        total: Over all.
+        layers: By layer.
+        measured: By layer, where the retained data was at hand.
+    """
 
     total: float = 0.0
     layers: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, MeasuredLayer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ ROUNDED = (
     "The weights are in half precision: rounding alone takes the change out of the subspace, and interference is what it was before "
     'rounding. Unlearn with precision="32-true" or "bf16-mixed".'
 )
+_NEXT = {
+    False: "Allow more epochs, or give retained data to go on with, `repair=`; if that does not help, train again on the retained data.",
+    True: "Give more retained data to repair it with; if that does not help, train again on the retained data.",
+}  # by whether it was repaired
 _Pending = tuple[Callable[[], tuple[Tensor, Tensor]], Tensor]  # a batch of the step to come: what computes its losses again, its loss now
 
 
@@ -69,6 +73,7 @@ class Unlearner:
         guard: As given.
         history: The original and the model after each epoch.
         kept: Index in ``history`` of the weights that ``finish`` left.
+        repaired_with: Number of retained samples since ``release``; 0 before.
     """
 
     def __init__(
@@ -84,10 +89,11 @@ class Unlearner:
     ) -> None:
         self.guard = guard
         self.history: list[Epoch] = []
-        self.kept = 0
+        self.kept = self.repaired_with = 0
         self._settings = settings
         self._objective, self._stop, self._anchor = settings.objective_for(kind), settings.stop_for(kind), settings.anchor_for(kind)
         self._outputs, self._gone, self._corrected, self._own_loss, self._autocast = outputs, gone, corrected, own_loss, autocast
+        self._radius = settings.trust_radius
         self._pending: list[_Pending] = []
         self._losses: list[float] = []  # forget losses of this epoch
         self._steps = self._skipped = 0
@@ -128,19 +134,20 @@ class Unlearner:
         self._stop(self.history)  # raises now if it lacks what it needs
         self._remember()
 
-    def loss(self, forget: Any, validation: Any | None, samples: Tensor) -> Tensor:
+    def loss(self, forget: Any, validation: Any | None, samples: Tensor, retain: Any | None = None) -> Tensor:
         """The loss of one batch: the forget objective and the anchor, scaled so that averaging over processes gives the global mean.
 
         Args:
             forget: A batch of the forget set.
             validation: A batch of validation data for the anchor, or None.
             samples: Positions of the batch's samples in the forget set.
+            retain: A batch of retained samples, whose cross entropy is added, or None.
         """
         original = None
         if validation is not None:
             with torch.no_grad(), self.guard.at_original():
                 original, _ = self._outputs(validation)
-        evaluate = partial(self._loss, forget, validation, original, samples)
+        evaluate = partial(self._loss, forget, validation, original, samples, retain)
         total, forget_loss = evaluate()
         self._pending.append((evaluate, total.detach()))
         self._losses.append(float(distributed.mean(forget_loss)))
@@ -160,8 +167,13 @@ class Unlearner:
         learnt = F.cross_entropy(logits.float(), self._corrected[samples.cpu()].to(target)) * share
         return objective + self._settings.correction * learnt, objective.detach()
 
-    def _loss(self, forget: Any, validation: Any | None, original: Tensor | None, samples: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, forget: Any, validation: Any | None, original: Tensor | None, samples: Tensor, retain: Any | None
+    ) -> tuple[Tensor, Tensor]:
         loss, objective = self._forget_losses(forget, samples)
+        if retain is not None:
+            logits, target = self._outputs(retain)
+            loss = loss + F.cross_entropy(logits.float(), target) * distributed.share(len(target), logits)
         if original is None:
             return loss, objective
         logits, target = self._outputs(validation)
@@ -197,10 +209,10 @@ class Unlearner:
         relative = self.guard.relative(update)
         if not math.isfinite(relative):
             return None
-        if self._settings.trust_radius is None or relative == 0:
+        if self._radius is None or relative == 0:
             return 1.0
         # Where (almost) nothing interferes, the radius says nothing: no step is longer than the weights themselves.
-        radius = min(self._settings.trust_radius / math.sqrt(relative), self.guard.longest(update))
+        radius = min(self._radius / math.sqrt(relative), self.guard.longest(update))
         slope = self.guard.gradient_product(update)
         if slope >= 0:
             return 0.0
@@ -289,6 +301,16 @@ class Unlearner:
         self._steps, self._skipped = state["steps"], state["skipped"]
         return decision
 
+    def release(self, samples: int, radius: float) -> None:
+        """After ``finish``: let steps pass unprojected from now on, since so many retained samples stand for their statistics.
+
+        Args:
+            samples: How many.
+            radius: Of these steps, as ``Settings.trust_radius``.
+        """
+        self.guard.release()
+        self.repaired_with, self._radius = samples, radius
+
     def finish(self, decision: Decision | None) -> Outcome:
         """Leave the model with the weights to keep, and say how it ended.
 
@@ -313,12 +335,18 @@ class Unlearner:
                 if kept
                 else ("No epoch came nearer to the goal than the original: the weights are unchanged.")
             )
+        if self.repaired_with:
+            yield (
+                "Without retained data the stop rule was not met. The model was then repaired with "
+                f"{self.repaired_with:,} retained samples, unprojected."
+            )
         if not fulfilled:
-            yield "The request is not fulfilled. Allow more epochs; if that does not help, train again on the retained data."
+            yield f"The request is not fulfilled. {_NEXT[bool(self.repaired_with)]}"
         if before.validation is None:
             yield "There was no validation data: no anchor held the answers, and what forgetting cost was not watched."
-        if before.kept is not None and after.kept is not None and (lost := before.kept.accuracy - after.kept.accuracy) > 0.01:
-            yield f"Validation accuracy on what should still work fell by {lost:.3f}."
+        if before.kept is not None and after.kept is not None and (lost := before.kept.accuracy - after.kept.accuracy) > 0:
+            of = len(after.kept)
+            yield f"Validation accuracy on what should still work fell by {lost:.3f}, {round(lost * of):,} of {of:,} samples."
         if self.guard.rounds:
             yield ROUNDED
         if self._skipped:

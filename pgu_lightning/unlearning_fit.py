@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from pgu_lightning import distributed
 from pgu_lightning.batches import SharedBatches, batch_sizes, over
@@ -27,6 +28,7 @@ from pgu_lightning.preflight import advise, chosen, what_survives
 from pgu_lightning.projection import Projector, Spectrum, UpdateGuard
 from pgu_lightning.projection.guard import moving
 from pgu_lightning.records import EarlierRequest, Interference, LayerRecord, MethodRecord, Outcome, Preflight, Report, RequestRecord
+from pgu_lightning.repair import repair
 from pgu_lightning.requests import Split, positions_of
 from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import Fulfilled, RetainSpace, biases, fingerprint, named_layers, survey, weight_of
@@ -49,6 +51,7 @@ class UnlearningFit:
         settings: The algorithm.
         layers: Shell patterns of the layers to update; None: all that are protected.
         fulfilled: The requests that the model fulfilled before.
+        repair: Retained samples to go on with where the stop rule is not met.
 
     Attributes:
         space: The statistics of the retained data, once ``begin`` was called.
@@ -64,6 +67,7 @@ class UnlearningFit:
         settings: Settings,
         layers: Sequence[str] | None,
         fulfilled: Sequence[Fulfilled] = (),
+        repair: Dataset[Any] | None = None,
     ) -> None:
         if split.corrected is not None:
             # Its answers are partly those that the wrong labels taught; the right ones steady the rest (docs/decisions.md has the figures).
@@ -72,7 +76,7 @@ class UnlearningFit:
         self._split, self._settings, self._patterns = split, settings, layers
         self._train, self._validation = takeover.train_loader(), takeover.validation_loader()
         self._forget = over(split.forget, self._train)
-        self._fulfilled = fulfilled
+        self._fulfilled, self._repair = fulfilled, repair
         self._earlier = self._find_earlier()
         self._leave_out({label for request in fulfilled for label in request.classes})
         self._decision: Decision | None = None
@@ -283,13 +287,16 @@ class UnlearningFit:
 
     def end_epoch(self) -> float:
         """Score, log, and end the fit if it is enough; returns the forget accuracy."""
+        self._end_if(self._end_pass())
+        return self._unlearner.history[-1].forget.accuracy
+
+    def _end_pass(self) -> Decision | None:
         scores, probabilities = score(self._module, self._forget, trainer=self._trainer)
         corrected = self._split.corrected_accuracy(probabilities)
         decision = self._unlearner.end_epoch(scores, self._score_validation()[0], self._score_earlier(), corrected)
         interference = {f"interference/{name}": value for name, value in self._unlearner.guard.interference().items()}
         self._log({**_live(self._unlearner.history[-1]), **interference})
-        self._end_if(decision)
-        return scores.accuracy
+        return decision
 
     def _end_if(self, decision: Decision | None) -> None:
         self._decision = decision
@@ -301,6 +308,11 @@ class UnlearningFit:
         if self._settings.preflight == "only":
             return self._report(Outcome(False, "only the preflight was asked for, nothing was changed", 0, 0), self._elapsed())
         outcome = self._unlearner.finish(self._decision)
+        if not outcome.fulfilled and self._repair is not None:
+            self.set_modes()
+            passes = max(self._trainer.current_epoch, self._trainer.max_epochs or 0) - self._first_epoch
+            decision = repair(self._unlearner, self._trainer, self._forget, self._repair, self._settings, passes, self._end_pass)
+            outcome = self._unlearner.finish(decision)
         seconds = self._elapsed()
         split, interference = self._split, self._unlearner.guard.total_interference
         fulfilled = Fulfilled(split.kind, split.digest, split.entries(), len(split.forget), split.classes, interference)
@@ -332,7 +344,9 @@ class UnlearningFit:
         values = {item.name: used.get(item.name, getattr(settings, item.name)) for item in dataclasses.fields(settings)}
         return Report(
             request=request_record(split),
-            method=MethodRecord("pgu", uses_retain_data=False, settings={name: _shown(value) for name, value in values.items()}),
+            method=MethodRecord(
+                "pgu", unlearner.repaired_with > 0, {name: _shown(value) for name, value in values.items()}, unlearner.repaired_with or None
+            ),
             models={name: _metrics(epoch) for name, epoch in models.items()},
             corrected_accuracy=corrected,
             outcome=outcome,

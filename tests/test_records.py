@@ -13,6 +13,7 @@ from pgu_lightning.records import (
     Histogram,
     Interference,
     LayerRecord,
+    MeasuredLayer,
     MethodRecord,
     Outcome,
     Preflight,
@@ -30,7 +31,7 @@ REPORT = Report(
     preflight=Preflight({"conv": PreflightLayer(27, 18, None, 0.25, 0.125)}, 3, 1 / 7, 1e-4, 0.01, ("a warning",), "refused"),
     average_gap=1 / 3,
     floor=0.0,
-    interference=Interference(1e-300, {"conv": 5e-324}),
+    interference=Interference(1e-300, {"conv": 5e-324}, {"conv": MeasuredLayer(1 / 3, 5e-324)}),
     layers={"conv": LayerRecord(27, 9, 18, 0.125)},
     frozen={"norm": "BatchNorm2d is not a layer"},
     seconds={"train": 1.5},
@@ -62,7 +63,11 @@ def test_the_keys_that_scripts_read(tmp_path):
     assert (data["method"]["name"], data["method"]["uses_retain_data"]) == ("pgu", False)
     assert data["models"]["original"]["forget_accuracy"] == 0.1 + 0.2
     assert data["average_gap"] == 1 / 3
-    assert data["interference"] == {"total": 1e-300, "layers": {"conv": 5e-324}}
+    assert data["interference"] == {
+        "total": 1e-300,
+        "layers": {"conv": 5e-324},
+        "measured": {"conv": {"own": 1 / 3, "with_inputs": 5e-324}},
+    }
     assert data["layers"]["conv"].items() >= {"dim": 27, "rank": 9, "free": 18}.items()
     assert data["frozen"] == {"norm": "BatchNorm2d is not a layer"}
     assert data["seconds"] == {"train": 1.5}

@@ -157,6 +157,35 @@ def test_corrected_labels_are_learnt_beside_the_objective():
         assert (problem.model(problem.forget[0]).argmax(1) == right).float().mean() > 0.5
 
 
+def test_a_step_of_a_repair_is_not_filtered_and_has_a_radius():
+    problem = Problem(torch.float64)
+    unlearner = problem.start(Settings(objective=Margin(), stop=Epochs(99), trust_radius=None), kind="poison", gone=())
+    unlearner.finish(None)
+    unlearner.release(60, radius=0.01)
+    retained, before = (problem.x[~problem.gone], problem.y[~problem.gone]), problem.numpy()
+    with torch.no_grad():
+        z, kept = (problem.model(x).numpy() for x in (problem.forget[0], retained[0]))
+    problem.optimizer = torch.optim.SGD(problem.weights, 1.0)
+    problem.optimizer.zero_grad()
+    loss = unlearner.loss(problem.forget, None, torch.arange(20), retained)
+    objective = oracles.softplus_margin(z, problem.forget[1].numpy())
+    assert loss.item() == pytest.approx(objective + oracles.cross_entropy(kept, retained[1].numpy()), rel=1e-9)
+    loss.backward()
+    unlearner.check_gradients(problem.weights)
+    problem.optimizer.step()
+    unlearner.after_step()
+    moved = [now - start for now, start in zip(problem.numpy(), before, strict=True)]
+    factors = [-np.sum(step * w.grad.numpy()) / np.sum(w.grad.numpy() ** 2) for step, w in zip(moved, problem.weights, strict=True)]
+    for step, weight, factor in zip(moved, problem.weights, factors, strict=True):
+        np.testing.assert_allclose(step, -factor * weight.grad.numpy(), rtol=1e-8, atol=1e-12)
+    assert factors[0] == pytest.approx(factors[1])
+    inputs = (retained[0].numpy(), np.tanh(retained[0].numpy() @ before[0].T))
+    responses = [(np.sum((x @ d.T) ** 2), np.sum((x @ w.T) ** 2)) for x, d, w in zip(inputs, moved, before, strict=True)]
+    assert 0 < sum(part for part, _ in responses) / sum(whole for _, whole in responses) <= 0.01**2 * (1 + 1e-6)
+    unlearner.end_epoch(problem.scores(problem.forget), problem.scores(problem.validation))
+    assert "repaired with 60 retained samples, unprojected" in " ".join(unlearner.finish(None).notes)
+
+
 def test_what_the_stop_rule_sees_of_corrected_labels_is_the_objective_alone():
     problem = Problem()
     unlearner = problem.start(CLASS, kind="poison", gone=(), corrected=torch.full((20,), 3))
@@ -439,7 +468,10 @@ def test_the_best_weights_are_kept_when_the_rule_is_not_met(distances, kept, not
     assert unlearner.kept == kept
     assert (outcome.fulfilled, outcome.epochs, outcome.steps) == (False, 3, 3)
     assert outcome.reason == "the epochs ran out before the stop rule was met"
-    assert outcome.notes[-1] == "The request is not fulfilled. Allow more epochs; if that does not help, train again on the retained data."
+    assert outcome.notes[-1] == (
+        "The request is not fulfilled. Allow more epochs, or give retained data to go on with, `repair=`; if that does not help, train "
+        "again on the retained data."
+    )
     assert outcome.notes[:-1] == (() if note is None else (note,))
 
 
@@ -517,7 +549,9 @@ def test_notes_say_what_was_missing_and_what_it_cost():
     unlearner = Problem().start()
     unlearner.end_epoch(problem.scores(problem.forget), problem.scores((problem.xv, (problem.yv + 1) % CLASSES)))
     before = unlearner.history[0].kept.accuracy - unlearner.history[1].kept.accuracy
-    assert unlearner.finish(Decision("enough", True)).notes == (f"Validation accuracy on what should still work fell by {before:.3f}.",)
+    assert unlearner.finish(Decision("enough", True)).notes == (
+        f"Validation accuracy on what should still work fell by {before:.3f}, {round(before * 24)} of 24 samples.",
+    )
 
 
 def test_the_modules_own_loss_is_asked_first():

@@ -33,7 +33,9 @@ class Values:
 
     seed: int
     preflight: bool | Literal["only"]
+    repair: Annotated[float, Field(ge=0)] | None
     reference: bool
+    measure_interference: bool
     floor: bool
     attack_models: Annotated[int, Field(ge=0)]
     examples: Annotated[int, Field(ge=0)]

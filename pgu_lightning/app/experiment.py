@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from pgu_lightning.app.cache import Cache
 from pgu_lightning.app.config import ConfigError, check, is_personal
 from pgu_lightning.app.gallery import gallery
 from pgu_lightning.app.lock import hold
+from pgu_lightning.app.responses import measured_interference
 from pgu_lightning.app.show import ShowPreflight
 from pgu_lightning.app.worst import worst
 from pgu_lightning.batches import over
@@ -39,7 +40,8 @@ from pgu_lightning.files import atomic_write, digest, retain_path
 from pgu_lightning.methods import Job, Method, train
 from pgu_lightning.models import Classifier
 from pgu_lightning.passes import score
-from pgu_lightning.records import EarlierRequest, MethodRecord, Report, Stage, average_gap
+from pgu_lightning.records import EarlierRequest, MeasuredLayer, MethodRecord, Report, Stage, average_gap
+from pgu_lightning.repair import retained
 from pgu_lightning.report import MODELS, print_report, print_stages, write_html
 from pgu_lightning.requests import ForgetRequest, Split
 from pgu_lightning.statistics import RetainSpace
@@ -158,6 +160,8 @@ def fulfil(task: Task, cache: Cache, seconds: Mapping[str, float]) -> Report:
     if compares and config.floor:
         models["retrained again"], _ = train_model(task, cache, config.seed + 20_000, task.split.retain)
     scored = {name: evaluate(task, name, model) for name, model in models.items()}
+    if compares and config.measure_interference and report.interference.layers:
+        report = report.replace(interference=replace(report.interference, measured=measure(task, models, report.interference.layers)))
     if compares and config.attack_models:
         report = report.replace(trained_attack=attack(task, cache, scored))
     return publish(task, scored, report.replace(seconds={**seconds, **report.seconds}))
@@ -167,6 +171,10 @@ def prepare(config: DictConfig, output: Path) -> list[Task]:
     """Load the data and split it, for each request; whatever is wrong with one of them is refused here, before any work."""
     if config.preflight == "only" and OmegaConf.select(config, "method.settings.preflight") is None:
         raise ValueError(f"preflight=only needs a method that projects, such as method=pgu; {config.method._target_} does not.")
+    if config.repair is not None and "repair" not in config.method:
+        raise ValueError(
+            f"repair={config.repair} needs a method that can be repaired, such as method=pgu; {config.method._target_} cannot."
+        )
     L.seed_everything(config.seed, verbose=False)
     data: ImageData = instantiate(config.data)
     data.setup()
@@ -176,6 +184,8 @@ def prepare(config: DictConfig, output: Path) -> list[Task]:
     splits: list[Split] = []
     for request in requests:
         splits.append(request.split(data.train, [entry for split in splits for entry in split.entries()]))
+        if config.repair is not None:
+            retained(config.repair, splits[-1])
     methods: list[Method] = [instantiate(config.method, _convert_="all") for _ in requests]
     atomic_write(output / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
     tasks = []
@@ -305,6 +315,12 @@ def attack(task: Task, cache: Cache, scored: Mapping[str, Scored]) -> dict[str, 
         [answers(everything, seed) for seed in seeds], [answers(task.split.retain, seed + 10_000) for seed in seeds], label
     )
     return {name: trained.called_members(parts["forget"][1], label) for name, parts in scored.items() if name in MODELS}
+
+
+def measure(task: Task, models: Mapping[str, Classifier], layers: Collection[str]) -> dict[str, MeasuredLayer]:
+    """What the retained data says of the interference that the statistics give."""
+    loader = over(task.split.retain, task.data.test_dataloader())
+    return measured_interference(models["original"], models["unlearned"], loader, layers)
 
 
 def evaluate(task: Task, name: str, model: Classifier) -> Scored:

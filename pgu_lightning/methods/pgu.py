@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from pgu_lightning.callback import PGUCallback
 from pgu_lightning.methods.base import Job
-from pgu_lightning.records import MethodRecord, Report
+from pgu_lightning.records import Report
 from pgu_lightning.settings import Settings
 
 
@@ -21,24 +21,25 @@ class PGU:
         name: As in the report.
         settings: The algorithm.
         epochs: At most so many passes over the forget set.
+        repair: Where the stop rule is not met: the number of retained samples to go on with, below 1 their share; None: none.
     """
 
     uses_retain_data = False
 
-    def __init__(self, name: str, settings: Settings, epochs: int) -> None:
-        self.name, self._settings, self._epochs = name, settings, epochs
+    def __init__(self, name: str, settings: Settings, epochs: int, repair: float | None = None) -> None:
+        self.name, self._settings, self._epochs, self._repair = name, settings, epochs, repair
 
     def unlearn(self, job: Job) -> tuple[L.LightningModule, Report | None]:
-        """Run one fit with the callback on the data module; only the forget and the validation samples of it are read."""
-        callback = PGUCallback(job.request, retain_space=job.retain_space, settings=self._settings)
+        """Run one fit with the callback on the data module; only the forget and the validation samples of it are read, before a repair."""
+        callback = PGUCallback(job.request, retain_space=job.retain_space, settings=self._settings, repair=self._repair)
         trainer = job.trainer(max_epochs=self._epochs, callbacks=[callback], logger=list(job.loggers))
         trainer.fit(job.module, datamodule=job.data)
         assert callback.report is not None
         assert callback.space is not None
         if trainer.is_global_zero:
             callback.space.save(job.retain_space)  # what belongs to the model as it is now, fulfilled or not
-        settings = {**callback.report.method.settings, "epochs": self._epochs}
-        method = MethodRecord(self.name, self.uses_retain_data, settings)
+        done = callback.report.method
+        method = dataclasses.replace(done, name=self.name, settings={**done.settings, "epochs": self._epochs})
         return job.module, dataclasses.replace(callback.report, method=method)
 
 

@@ -71,6 +71,7 @@ class UpdateGuard:
         self._matrices = {name: matrices[name].to(self._original[name].device, _matrix_type(self._original[name])) for name in layers}
         self._energy = self.response(self._original)
         self._scales = self._balance() if balanced else dict.fromkeys(layers, 1.0)
+        self._released = False
 
     def _parts(self) -> dict[str, Tensor]:
         return {name: distributed.local(weight) for name, weight in self.weights.items()}
@@ -151,10 +152,15 @@ class UpdateGuard:
     def proposal(self) -> Update:
         """What the optimizer did since the last ``commit``, filtered; the weights are put back."""
         update = {name: part - (self._original[name] + self._change[name]) for name, part in self._parts().items()}
-        self.filter_(update)
-        self.balance_(update)
+        if not self._released:
+            self.filter_(update)
+            self.balance_(update)
         self.undo()
         return update
+
+    def release(self) -> None:
+        """From now on updates pass as they are: for steps that look at the retained data itself."""
+        self._released = True
 
     @torch.no_grad()
     def filter_(self, update: Update) -> None:

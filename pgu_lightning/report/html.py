@@ -29,7 +29,14 @@ def render_html(report: Report) -> str:
     """The report as one HTML page: style, figures and pictures inside, no script, no request to anywhere."""
     figures = {
         figure.__name__: figure(report)
-        for figure in (stages_figure, plots.accuracy_curve, plots.loss_histograms, plots.interference_bars, plots.rank_bars)
+        for figure in (
+            stages_figure,
+            plots.accuracy_curve,
+            plots.loss_histograms,
+            plots.interference_bars,
+            plots.interference_measured,
+            plots.rank_bars,
+        )
     }
     return TEMPLATES.get_template("report.html.jinja").render(
         report=report,

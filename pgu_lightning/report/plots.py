@@ -77,6 +77,26 @@ def interference_bars(report: Report) -> Figure | None:
     return figure
 
 
+def interference_measured(report: Report) -> Figure | None:
+    """Each layer's interference from the statistics, beside what the retained data itself says, on a log scale."""
+    measured, computed = report.interference.measured, report.interference.layers
+    if not measured:
+        return None
+    figure, ax = bar_rows(measured)
+    rows = {
+        "from the statistics": [computed.get(name, 0.0) for name in measured],
+        "measured": [layer.own for layer in measured.values()],
+        "measured, with changed inputs": [layer.with_inputs for layer in measured.values()],
+    }
+    for (label, values), marker, size, colour in zip(rows.items(), "ox^", (9, 6, 5), (OTHER, FORGET, REFERENCE), strict=True):
+        filled = "none" if marker == "o" else colour
+        ax.plot(values, range(len(values)), marker, label=label, markersize=size, color=colour, markerfacecolor=filled)
+    ax.set_xlabel("relative squared change of the response to the retained data")
+    logarithmic(ax, "x", [scaled for values in rows.values() for value in values if value > 0 for scaled in (value / 2, value * 2)])
+    legend(ax)
+    return figure
+
+
 def rank_bars(report: Report) -> Figure | None:
     """Protected and free directions of each layer as shares of both."""
     layers = report.layers

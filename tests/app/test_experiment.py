@@ -74,6 +74,9 @@ def test_a_class(folder):
     gaps = [abs(content["models"]["unlearned"][name] - content["models"]["retrained"][name]) for name in names]
     assert content["average_gap"] == pytest.approx(sum(gaps) / 5)
     assert {"dim", "rank", "free"} <= next(iter(content["layers"].values())).keys()
+    assert content["interference"]["measured"].keys() == content["interference"]["layers"].keys()
+    for name, measured in content["interference"]["measured"].items():
+        assert measured["own"] == pytest.approx(content["interference"]["layers"][name], rel=1e-3)
     assert content["seconds"].keys() == {"train", "collect", "unlearn", "retrain"}
     assert len(content["examples"]) == 12
     assert Report.load(output / "report.json") == report
@@ -106,7 +109,9 @@ def test_another_recipe_is_another_model(folder, change):
 
 
 def test_samples_without_a_reference(folder):
-    report, _ = report_of(folder, "samples", "forget=samples", "forget.size=0.05", "reference=false", "examples=0")
+    asked = ("forget=samples", "forget.size=0.05", "reference=false", "examples=0", "measure_interference=false")
+    report, _ = report_of(folder, "samples", *asked)
+    assert report.interference.measured == {}
     assert (report.request.kind, report.request.size) == ("samples", 60)
     assert report.models.keys() == {"original", "unlearned"}
     assert report.average_gap is None
@@ -151,6 +156,20 @@ def test_corrected_labels_do_not_leave_the_run(folder):
     report, output = report_of(folder, "corrected-list", *asked)
     assert report.config["forget"].keys() == {"_target_", "kind"}
     assert "curve" in json.loads((output / "report.json").read_text())
+
+
+def test_a_repair_where_the_stop_rule_is_not_met(folder):
+    asked = ("forget=poison", "forget.size=100", "method.epochs=1", "repair=0.1")
+    report, output = report_of(folder, "repair", *asked, "reference=false")
+    assert (report.method.uses_retain_data, report.method.retain_samples) == (True, 110)
+    assert report.outcome.epochs == 2
+    assert "It read 110 samples of the retained training data too." in (output / "report.html").read_text()
+    with pytest.raises(ValueError, match="needs a method that can be repaired, such as method=pgu"):
+        report_of(folder, "no-repair", "method=retrain", "repair=0.1")
+    with pytest.raises(ValueError, match=r"repair=5000.* is 5000 retained samples, and the training loader has"):
+        report_of(folder, "too-many", "repair=5000")
+    with pytest.raises(ValueError, match="repair=-1: expected float, 0 or more or null"):
+        report_of(folder, "negative", "repair=-1")
 
 
 def test_only_a_preflight(folder, capsys):

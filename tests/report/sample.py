@@ -13,6 +13,7 @@ from pgu_lightning.records import (
     Histogram,
     Interference,
     LayerRecord,
+    MeasuredLayer,
     MethodRecord,
     Outcome,
     Preflight,
@@ -84,7 +85,13 @@ def rich() -> Report:
         average_gap=0.00729312,
         floor=0.00312345,
         interference=Interference(
-            1.23456e-4, {"features.0": 3.21e-5, "features.3": 0.0, "blocks.0.attention.output.projection": 4.56789e-3}
+            1.23456e-4,
+            {"features.0": 3.21e-5, "features.3": 0.0, "blocks.0.attention.output.projection": 4.56789e-3},
+            {
+                "features.0": MeasuredLayer(3.2101e-5, 3.2102e-5),
+                "features.3": MeasuredLayer(0.0, 1.25e-4),
+                "blocks.0.attention.output.projection": MeasuredLayer(4.56788e-3, 2.34567e-2),
+            },
         ),
         layers={
             "features.0": LayerRecord(9, 7, 2, 0.0),
@@ -137,7 +144,7 @@ def hostile() -> Report:
         method=MethodRecord(evil, uses_retain_data=False, settings={evil: evil}),
         models={**report.models, evil: {**metrics, evil: 0.5}},
         outcome=Outcome(False, evil, 1, 1, 0, (evil,)),
-        interference=Interference(0.5, {evil: 0.5}),
+        interference=Interference(0.5, {evil: 0.5}, {evil: MeasuredLayer(0.5, 0.75)}),
         layers={evil: LayerRecord(4, 1, 3)},
         preflight=Preflight({evil: PreflightLayer(4, 3, 0.5, 0.5)}, 3, warnings=(evil,), refusal=evil),
         frozen={evil: evil},

@@ -11,7 +11,7 @@ import pytest
 
 from pgu_lightning.report import write_html
 from pgu_lightning.report.html import render_html
-from pgu_lightning.report.table import METRIC_MEANINGS, METRIC_NAMES
+from pgu_lightning.report.table import METRIC_MEANINGS, METRIC_NAMES, number
 from tests.report.sample import HOSTILE, hostile, minimal, rich, unfulfilled
 
 REPORTS = {"rich": rich, "minimal": minimal, "unfulfilled": unfulfilled, "hostile": hostile}
@@ -126,6 +126,8 @@ def test_layers_equal_the_report():
         values = [float(value) for value in re.findall(r'data-value="(.*?)"', row)]
         assert values == [layer.rank, layer.free, layer.clamped, report.interference.layers[name]]
         assert f">{layer.dim}<" in row
+        measured = report.interference.measured[name]
+        assert row.endswith(f'<td class="n">{number(measured.own)}</td><td class="n">{number(measured.with_inputs)}</td>')
     frozen = re.search(r'<table id="frozen">(.*?)</table>', render_html(report), re.DOTALL).group(1)
     assert all(name in frozen and reason in frozen for name, reason in report.frozen.items())
 
@@ -317,7 +319,7 @@ def test_a_browser_shows_it_without_complaint(name, tmp_path):
     result = open_in_chromium(path, tmp_path / "profile", "--dump-dom")
     assert complaints(result) == []
     assert "<title>Unlearning report: Forget whole classes" in result.stdout
-    assert result.stdout.count("<svg") == 4
+    assert result.stdout.count("<svg") == 5
 
 
 @needs_chromium

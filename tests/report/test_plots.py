@@ -13,7 +13,7 @@ from pgu_lightning.report import plots
 from pgu_lightning.report.table import number
 from tests.report.sample import HOSTILE, hostile, minimal, rich
 
-FIGURES = (plots.accuracy_curve, plots.loss_histograms, plots.interference_bars, plots.rank_bars)
+FIGURES = (plots.accuracy_curve, plots.loss_histograms, plots.interference_bars, plots.interference_measured, plots.rank_bars)
 IDS = [figure.__name__ for figure in FIGURES]
 
 
@@ -78,6 +78,22 @@ def test_no_interference_at_all():
     figure = plots.interference_bars(rich().replace(interference=Interference(0.0, {"a": 0.0, "b": 0.0})))
     assert figure.axes[0].get_xscale() == "linear"
     assert ">0.000<" in plots.to_svg(figure)
+
+
+def test_interference_and_what_was_measured():
+    report = rich()
+    (ax,) = plots.interference_measured(report).axes
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines}
+    measured = report.interference.measured
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(measured)
+    assert drawn == {
+        "from the statistics": ([report.interference.layers[name] for name in measured], [0, 1, 2]),
+        "measured": ([layer.own for layer in measured.values()], [0, 1, 2]),
+        "measured, with changed inputs": ([layer.with_inputs for layer in measured.values()], [0, 1, 2]),
+    }
+    low, high = ax.get_xlim()
+    assert all(low < value < high for values, _ in drawn.values() for value in values if value)
+    assert plots.interference_measured(report.replace(interference=Interference(0.1, {"a": 0.1}))) is None
 
 
 def test_rank_bars_add_up():

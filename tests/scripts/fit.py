@@ -27,6 +27,7 @@ CASES = {
     "default": {},
     "adamw": OWN | {"optimizer": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1)},
     "biases": OWN | {"optimizer": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1), "bias": "augment"},
+    "repair": {},  # after too few epochs
     "momentum": OWN | {"optimizer": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01)},
 }
 name, _, accumulate = case.partition("+")
@@ -63,8 +64,9 @@ if __name__ == "__main__":
         fit.fit(module, datamodule=Data())
     else:
         module.load_state_dict(torch.load(f"{output}/start.pt", weights_only=True))
-        callback = PGUCallback(ForgetRequest(classes=[2]), retain_space=RetainSpace.load(f"{output}/start.safetensors"), settings=settings)
-        fit = trainer(120, [callback], **fit_options)
+        space, repair = RetainSpace.load(f"{output}/start.safetensors"), 31 if name == "repair" else None
+        callback = PGUCallback(ForgetRequest(classes=[2]), retain_space=space, settings=settings, repair=repair)
+        fit = trainer(3 if repair else 120, [callback], **fit_options)
         # 163 and 81 samples: no number of processes shares them evenly
         fit.fit(module, DataLoader(blobs(163), 32), DataLoader(blobs(81, seed=1), 32))
     found = {
