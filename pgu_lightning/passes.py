@@ -210,19 +210,26 @@ def collect(
     distributed.reshard(model)  # after a validation pass it may own gathered copies in place of its weights
     found = survey(model, layers)
     check_room(found, 1 if trainer is None else trainer.num_devices)
-    collector = Collector(model, found, _on_cpu(model, found, place))
+    away = _on_cpu(model, found, place)
     mask = question(model, "row_mask")  # type: ignore[arg-type]
-    samples = 0
 
-    def before(batch: Any, counts: bool) -> None:
-        collector.mask, collector.counts = mask(batch), counts
+    def taken_down(share: bool) -> tuple[Collector, int]:
+        collector, samples = Collector(model, found, away, share), 0
 
-    def count(logits: Tensor, target: Tensor) -> None:
-        nonlocal samples
-        samples += len(target)
+        def before(batch: Any, counts: bool) -> None:
+            collector.mask, collector.counts = mask(batch), counts
 
-    with collector:
-        forward_pass(model, loader, count, description, before, trainer)
+        def count(logits: Tensor, target: Tensor) -> None:
+            nonlocal samples
+            samples += len(target)
+
+        with collector:
+            forward_pass(model, loader, count, description, before, trainer)
+        return collector, samples
+
+    collector, samples = taken_down(share=True)
+    if not collector.agrees():  # the model does not do the same in every call
+        collector, samples = taken_down(share=False)
     if not isinstance(loader.dataset, IterableDataset):
         samples = len(loader.dataset)  # type: ignore[arg-type]
     if not samples:

@@ -154,13 +154,16 @@ class RetainSpace:
             problems.append("they were collected at different weights")
         if forget.provenance.samples >= self.provenance.samples:
             problems.append(f"{forget.provenance.samples} samples are to be taken from {self.provenance.samples}")
-        if self.grams.keys() != forget.grams.keys():
-            problems.append(f"they have different layers: {', '.join(sorted(self.grams.keys() ^ forget.grams.keys()))}")
+        theirs: dict[str, Gram] = {}
+        if self.protected.keys() != forget.protected.keys():
+            problems.append(f"they have different layers: {', '.join(sorted(self.protected.keys() ^ forget.protected.keys()))}")
         else:
+            # By layer, not by key: which layers share a matrix may differ, in a file from before they did.
+            theirs = {str(layer.gram): forget.grams[str(forget.protected[name].gram)] for name, layer in self.protected.items()}
             problems += [
-                f"{key} has {self.grams[key].matrix.shape} here and {forget.grams[key].matrix.shape} there"
-                for key in self.grams
-                if self.grams[key].matrix.shape != forget.grams[key].matrix.shape
+                f"{key} has {self.grams[key].matrix.shape} here and {gram.matrix.shape} there"
+                for key, gram in theirs.items()
+                if self.grams[key].matrix.shape != gram.matrix.shape
             ]
         if problems:
             raise ValueError(
@@ -172,7 +175,7 @@ class RetainSpace:
                 f"{forget.provenance.transforms}: full minus forget is the retained data only if both see the same inputs.",
                 stacklevel=2,
             )
-        grams = {key: gram - forget.grams[key] for key, gram in self.grams.items()}
+        grams = {key: gram - theirs[key] for key, gram in self.grams.items()}
         samples = self.provenance.samples - forget.provenance.samples
         return dataclasses.replace(self, grams=grams, provenance=dataclasses.replace(self.provenance, samples=samples))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 
 import numpy as np
@@ -294,3 +295,92 @@ def test_a_compiled_network_is_counted(how):
         assert found.grams[key].rows == gram.rows
         close(found.grams[key].matrix, gram.matrix)
     torch.compiler.reset()
+
+
+class Heads(nn.Module):
+    """Layers on one tensor; ``key`` has no bias, ``wide`` sees other patches, ``changed`` comes after a change in place."""
+
+    def __init__(self, sometimes=()):
+        super().__init__()
+        self.query, self.key, self.value, self.changed = (nn.Linear(4, 2, bias=bias) for bias in (True, False, True, True))
+        self.near, self.also, self.wide = (nn.Conv1d(3, 2, 3, padding=padding) for padding in (1, 1, 2))
+        self.sometimes, self.passes = sometimes, 0
+
+    def forward(self, x):
+        x = x.clone()
+        self.passes += 1
+        found = self.query(x).sum(2) + self.key(x).sum(2)
+        found = found + self.value(x * 1 if self.passes in self.sometimes else x).sum(2)
+        found = found + self.near(x).sum() + self.also(x).sum() + self.wide(x).sum()
+        return found + self.changed(x.mul_(2)).sum(2)
+
+
+def test_layers_that_are_given_the_same_tensor_have_one_matrix(tmp_path):
+    data = TensorDataset(torch.randn(11, 3, 4), torch.arange(11) % 3)
+    model = Heads()
+    space = collect(model, DataLoader(data, 3))
+    leaders = {"query": "query", "value": "query", "also": "near"}
+    assert {name: layer.gram for name, layer in space.protected.items()} == {
+        name: leaders.get(name, name) for name in ("query", "key", "value", "changed", "near", "also", "wide")
+    }
+    assert space.grams.keys() == {"query", "key", "changed", "near", "wide"}
+    x = data.tensors[0]
+    close(space.grams["query"].matrix, oracles.gram(x.reshape(1, -1, 4).numpy()))
+    close(space.grams["changed"].matrix, 4 * space.grams["query"].matrix)
+    assert space.save(tmp_path / "space.safetensors").is_file()
+    again = type(space).load(tmp_path / "space.safetensors")
+    assert again.layers == space.layers
+    with_each = Collector(model, survey(model))  # as files from before layers shared their matrices have them
+    with with_each, torch.no_grad():
+        model.eval()(x)
+    grams, layers = with_each.result()
+    assert len(grams) == 7
+    old = dataclasses.replace(space, grams=grams, layers=layers)
+    forget, retain = (collect(model, DataLoader(Subset(data, part), 4)) for part in (range(5), range(5, 11)))
+    for full in (space, old):
+        left = full.without(forget)
+        assert left.grams.keys() == full.grams.keys()
+        for name, layer in left.protected.items():
+            close(left.grams[layer.gram].matrix, retain.grams[retain.protected[name].gram].matrix)
+            assert left.grams[layer.gram].rows == retain.grams[retain.protected[name].gram].rows
+
+
+@pytest.mark.parametrize("sometimes", [(1,), (2,), (4,)])
+def test_layers_that_are_not_always_given_the_same_tensor_have_their_own(sometimes):
+    data = TensorDataset(torch.randn(11, 3, 4), torch.arange(11) % 3)
+    space = collect(Heads(sometimes), DataLoader(data, 3))  # four passes
+    assert space.protected["value"].gram == "value"
+    for key in ("query", "value"):
+        assert space.grams[key].rows == 33
+        close(space.grams[key].matrix, oracles.gram(data.tensors[0].reshape(1, -1, 4).numpy()))
+
+
+def test_a_layer_that_is_called_again_with_the_same_tensor_counts_twice():
+    class Twice(Heads):
+        def forward(self, x):
+            return super().forward(x) + self.value(x).sum(2) + self.value(x).sum(2)
+
+    x = torch.randn(7, 3, 4)
+    space = collect(Twice(), DataLoader(TensorDataset(x, torch.arange(7) % 3), 3))
+    assert (space.grams["query"].rows, space.grams["value"].rows) == (21, 63)
+    close(space.grams["value"].matrix, 3 * oracles.gram(x.reshape(1, -1, 4).numpy()))
+
+
+def test_attention_of_a_sequence_to_itself_is_multiplied_once():
+    class Self(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.across = False
+
+        def forward(self, x):
+            return self.attention(x, 1 * x if self.across else x, x)[0]
+
+    model, x = Self().eval(), torch.randn(3, 5, 4)
+    collector = Collector(model, survey(model))
+    with collector, torch.no_grad():
+        for model.across in (False, True, False):
+            model(x)
+    gram = collector.result()[0]["attention"]
+    assert gram.rows == 45
+    close(gram.matrix, np.repeat(3 * oracles.gram(x.reshape(1, -1, 4).numpy()), 3, 0))
