@@ -103,13 +103,15 @@ class ConvMoment(RowMoment):
         height, width = (
             _runs(*axis) for axis in zip(layer.kernel_size, layer.stride, layer.dilation, before, x.shape[2:], out, strict=True)
         )
-        # With the same height tap width taps in order: what is on and above the diagonal of blocks.
-        products = [(h, w) for h in height for w in width if (h.pairs[0][0], w.pairs[0][0]) <= (h.pairs[0][1], w.pairs[0][1])]
         batch = min(len(x), max(1, min(_MAX_ELEMENTS // x[0].numel(), 8 * MAX_ROWS // positions)))
         dim = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
         by_rows = batch * positions * dim * (_COPY + (dim + min(dim, block(dim))) / 2)
-        pixels, calls = sum(h.lines * w.lines for h, w in products), sum(h.lines for h, _ in products)
-        if not products or by_rows <= batch * pixels * layer.in_channels**2 + calls * _CALL:
+        lines, columns = (sum(run.lines for run in axis) for axis in (height, width))
+        # About half of all pairs of runs are on or above the diagonal.
+        if by_rows <= (batch * lines * columns * layer.in_channels**2 + lines * len(width) * _CALL) / 2:
+            return False
+        products = [(h, w) for h in height for w in width if (h.pairs[0][0], w.pairs[0][0]) <= (h.pairs[0][1], w.pairs[0][1])]
+        if not products:  # no tap sees anything but padding
             return False
         for part in x.split(batch):
             self._add_products(_Planes(part, layer.stride), products)

@@ -1,7 +1,7 @@
 """Sums of outer products of rows, as they come in: what becomes a Gram matrix.
 
 Three things make it cheap. Products are of float32 and of a bounded number of rows, and are summed in float64, so only small matrices are
-ever converted. A Gram matrix is symmetric: blocks on and above the diagonal are computed, half the work, and mirrored at the end. And few
+ever converted. A Gram matrix is symmetric: what is on and above the diagonal is computed, half the work, and mirrored at the end. And few
 rows wait for others until a product costs more than adding it to the sum, which for a wide layer is the larger part otherwise.
 """
 
@@ -20,8 +20,8 @@ _FEW = 1024
 
 
 def block(dim: int) -> int:
-    """Side of the blocks that a symmetric product is computed in."""
-    return max(128, dim // 16)
+    """Rows of a symmetric product that are computed at a time, from the diagonal on: few do little in vain, many are nearer to the peak."""
+    return max(64, min(256, dim // 8))
 
 
 class Moment(Protocol):
@@ -77,11 +77,10 @@ class RowMoment:
             self._total = self._total.repeat(groups, 1, 1)
         side = block(dim)
         for chunk in every.split(MAX_ROWS, 1):
-            columns = chunk.split(side, 2)
-            for i, one in enumerate(columns):
-                for j, other in enumerate(columns[i:], i):
-                    product = one.mT @ other if groups > 1 else (one[0].T @ other[0])[None]
-                    self._total[:, i * side : i * side + side, j * side : j * side + side] += product.to(self._total.device)
+            for start in range(0, dim, side):
+                one, other = chunk[..., start : start + side], chunk[..., start:]
+                product = one.mT @ other if groups > 1 else (one[0].T @ other[0])[None]
+                self._total[:, start : start + side, start:] += product.to(self._total.device)
 
     def result(self) -> tuple[Tensor, int]:
         """See ``Moment``."""
@@ -96,9 +95,8 @@ def mirror(matrix: Tensor) -> None:
     """Write what stands above the diagonal of each (dim, dim) matrix below it, in place and without a copy of the whole."""
     dim = matrix.shape[-1]
     side = block(dim)
-    for i in range(0, dim, side):
-        for j in range(i + side, dim, side):
-            matrix[..., j : j + side, i : i + side] = matrix[..., i : i + side, j : j + side].mT
+    for start in range(0, dim, side):
+        matrix[..., start + side :, start : start + side] = matrix[..., start : start + side, start + side :].mT
 
 
 @singledispatch
