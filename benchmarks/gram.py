@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.networks import CLASSES, NETWORKS
 from benchmarks.timing import Row, Turns, show
-from pgu_lightning.statistics.attention import first_argument, source
+from pgu_lightning.statistics.attention import source
 from pgu_lightning.statistics.moment import moment
 from pgu_lightning.statistics.survey import named_layers, survey
 
@@ -42,12 +42,13 @@ COLUMNS = {
 
 
 def plain(layer: nn.Module, x: Tensor, total: Tensor) -> None:
-    """Add the products of a layer's rows to ``total`` as they are written."""
+    """Add the products of a layer's rows to ``total`` as they are written; attention has matrices of queries, of keys and of values."""
     if isinstance(layer, nn.Conv2d):
         every = F.unfold(x.double(), layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT.reshape(-1, len(total))
     else:
         every = x.reshape(-1, len(total)).double()
-    total += every.T @ every
+    for _ in range(3 if isinstance(layer, nn.MultiheadAttention) else 1):
+        total += every.T @ every
 
 
 class Multiplications(TorchDispatchMode):
