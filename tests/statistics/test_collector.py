@@ -384,3 +384,32 @@ def test_attention_of_a_sequence_to_itself_is_multiplied_once():
     gram = collector.result()[0]["attention"]
     assert gram.rows == 45
     close(gram.matrix, np.repeat(3 * oracles.gram(x.reshape(1, -1, 4).numpy()), 3, 0))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.75])
+def test_full_minus_forget_is_retain_of_a_share_of_the_samples(model, share):
+    """In other batches, another order, and through other nestings; in the full set about as many samples as were asked for."""
+    data = Augmented(60)
+    forgotten = [index for index in range(60) if index % 3 == 1]
+    retained = [index for index in range(60) if index not in forgotten]
+    full = collect(model, DataLoader(data, 16, shuffle=True), samples=share)
+    forget = collect(model, DataLoader(Subset(Subset(data, forgotten), range(19, -1, -1)), 5), samples=share)
+    retain = collect(model, DataLoader(Subset(data, retained), 23), samples=share)
+    left = full.without(forget)
+    assert (full.provenance.samples, left.provenance.samples, left.provenance.share) == (60, 40, share)
+    assert abs(full.grams["9"].rows - 60 * share) < 2
+    for key, gram in retain.grams.items():
+        assert left.grams[key].rows == gram.rows
+        close(left.grams[key].matrix, gram.matrix, 2e-6)
+    with pytest.raises(ValueError, match=f"a share of {share} of the samples was looked at here and of 1.0 there"):
+        full.without(collect(model, DataLoader(Subset(data, forgotten), 5)))
+
+
+def test_a_forget_set_of_which_nothing_was_looked_at(model):
+    data = Augmented(40)
+    full = collect(model, DataLoader(data, 8), samples=0.1)
+    forget = collect(model, DataLoader(Subset(data, [1, 2]), 8), samples=0.1)
+    assert not forget.grams
+    left = full.without(forget)
+    assert left.provenance.samples == 38
+    assert all(torch.equal(left.grams[key].matrix, gram.matrix) for key, gram in full.grams.items())
