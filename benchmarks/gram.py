@@ -60,6 +60,8 @@ class Multiplications(TorchDispatchMode):
         """Count, and do."""
         if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default, torch.ops.aten.bmm.default):
             self.count += args[-2].numel() * args[-1].shape[-1]
+        if function is torch.ops.aten.convolution_backward.default:
+            self.count += args[0][:, 0].numel() * args[2].numel()  # positions, weights
         return function(*args, **kwargs or {})
 
 

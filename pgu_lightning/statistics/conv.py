@@ -4,7 +4,7 @@ The patches of a k x k convolution repeat each pixel k^2 times, and its Gram mat
 taps: the sum over output positions of x[position + tap]^T x[position + other tap]. With stride 1 this depends on how far the taps lie
 apart, but for lines at the border that one of them does not reach: 13 blocks, not 81, are products of the whole image for k = 3. Lines of
 zero padding add nothing. Positions are laid out (height, width, batch), so that the pixels which a line sends to a tap are consecutive
-rows of one matrix, and nothing is copied but the input, once.
+rows of one matrix. Sums over a whole image are the gradient of a weight, which is faster where the border is a small part.
 
 With stride s pixels fall into s planes a side, by their position modulo s, and the same holds within and between planes.
 """
@@ -19,6 +19,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.grad import conv2d_weight
 
 from pgu_lightning.statistics.layers import MAX_ROWS, rows
 from pgu_lightning.statistics.moment import RowMoment, block, moment
@@ -31,6 +32,7 @@ _MAX_ELEMENTS = 2**22
 # What things cost, in multiply-adds of a large product: measured on a CPU by `benchmarks/gram.py`, where only the order decides.
 _COPY = 64  # unfolding an element
 _CALL = 300_000  # starting a product
+_GRADIENT = 1.8  # times as many multiply-adds in the gradient of a weight
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class ConvMoment(RowMoment):
         height, width = (
             _runs(*axis) for axis in zip(layer.kernel_size, layer.stride, layer.dilation, before, x.shape[2:], out, strict=True)
         )
-        batch = min(len(x), max(1, min(_MAX_ELEMENTS // x[0].numel(), 8 * MAX_ROWS // positions)))
+        batch = min(len(x), max(1, min(_MAX_ELEMENTS // x[0].numel(), 4 * MAX_ROWS // positions)))
         dim = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
         by_rows = batch * positions * dim * (_COPY + (dim + min(dim, block(dim))) / 2)
         lines, columns = (sum(run.lines for run in axis) for axis in (height, width))
@@ -113,23 +115,40 @@ class ConvMoment(RowMoment):
         products = [(h, w) for h in height for w in width if (h.pairs[0][0], w.pairs[0][0]) <= (h.pairs[0][1], w.pairs[0][1])]
         if not products:  # no tap sees anything but padding
             return False
+        by_shift: dict[tuple[Pair, Pair, int, int], list[tuple[_Run, _Run]]] = defaultdict(list)
+        for h, w in sorted(products, key=lambda runs: runs[0].lines * runs[1].lines):
+            by_shift[h.planes, w.planes, h.shift, w.shift].append((h, w))
         for part in x.split(batch):
-            self._add_products(_Planes(part, layer.stride), products)
+            self._add_products(part.contiguous(memory_format=torch.channels_last), list(by_shift.values()))
         self._count += positions * len(x)
         return True
 
-    def _add_products(self, planes: _Planes, products: list[tuple[_Run, _Run]]) -> None:
-        for h, w in products:
-            one, other = (planes[h.planes[which], w.planes[which]] for which in (0, 1))
-            total: Tensor | None = None
-            for line in range(h.start, h.start + h.lines):
-                a = one[line, w.start : w.start + w.lines].flatten(0, 1)  # (pixels x batch, channels), as it lies in memory
-                b = other[line + h.shift, w.start + w.shift : w.start + w.shift + w.lines].flatten(0, 1)
-                total = a.T @ b if total is None else total.addmm_(a.T, b)
-            assert total is not None
-            total = total.to(self._place or total.device, torch.float64)
-            key = h.pairs, w.pairs  # that see the same pixels at any size of the input
-            self._blocks[key] = self._blocks[key].add_(total) if key in self._blocks else total
+    def _add_products(self, x: Tensor, by_shift: list[list[tuple[_Run, _Run]]]) -> None:
+        planes = _Planes(x, self._conv.stride)
+        whole = _whole(self._conv, x) if self._whole_is_cheaper(x, by_shift) else {}
+        for members in by_shift:
+            shifts = members[0][0].shift, members[0][1].shift
+            covered = sum(h.lines * w.lines for h, w in members)
+            rest = whole.get(shifts) if covered == (x.shape[2] - shifts[0]) * (x.shape[3] - abs(shifts[1])) else None
+            # The largest part is what is left of the whole.
+            for h, w in members if rest is None else members[:-1]:
+                part = planes.product(h, w)
+                self._add_block(h, w, part)
+                rest = rest if rest is None else rest - part
+            if rest is not None:
+                self._add_block(*members[-1], rest)
+
+    def _whole_is_cheaper(self, x: Tensor, by_shift: list[list[tuple[_Run, _Run]]]) -> bool:
+        layer = self._conv
+        pixels = [[h.lines * w.lines for h, w in members] for members in by_shift]
+        border = sum(sum(some[:-1]) for some in pixels)
+        weights = layer.kernel_size[0] * (2 * layer.kernel_size[-1] - 1)
+        return set(layer.stride) == {1} and weights * x[0, 0].numel() / _GRADIENT + border < sum(map(sum, pixels))
+
+    def _add_block(self, h: _Run, w: _Run, block: Tensor) -> None:
+        block = block.to(self._place or block.device, torch.float64)
+        key = h.pairs, w.pairs  # that see the same pixels at any size of the input
+        self._blocks[key] = self._blocks[key].add_(block) if key in self._blocks else block
 
     def result(self) -> tuple[Tensor, int]:
         """See ``Moment``."""
@@ -160,9 +179,33 @@ class _Planes(dict[Pair, Tensor]):
 
     def __missing__(self, plane: Pair) -> Tensor:
         part = self._x[:, :, plane[0] :: self._stride[0], plane[1] :: self._stride[1]]
-        # In two steps: channels go to the end by a blocked transpose, then whole pixels move.
-        self[plane] = part.contiguous(memory_format=torch.channels_last).permute(2, 3, 0, 1).contiguous()
+        self[plane] = part.permute(2, 3, 0, 1).contiguous()
         return self[plane]
+
+    def product(self, h: _Run, w: _Run) -> Tensor:
+        """The pixels of one plane with those of another, (channels, channels)."""
+        one, other = (self[h.planes[which], w.planes[which]] for which in (0, 1))
+        total: Tensor | None = None
+        for line in range(h.start, h.start + h.lines):
+            a = one[line, w.start : w.start + w.lines].flatten(0, 1)  # (pixels x batch, channels), as it lies in memory
+            b = other[line + h.shift, w.start + w.shift : w.start + w.shift + w.lines].flatten(0, 1)
+            total = a.T @ b if total is None else total.addmm_(a.T, b)
+        assert total is not None
+        return total
+
+
+def _whole(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> dict[Pair, Tensor]:
+    """Sums over the whole image of x[pixel]^T x[pixel + shift], by shift, for all that lie on or behind a pixel's own line.
+
+    That is the gradient of a convolution's weight where the output's gradient is the input again: libraries have a fast form of it, on a
+    CPU nearly twice as fast as matrix products of as many numbers.
+    """
+    (height, width), (down, across) = tuple(layer.kernel_size), tuple(layer.dilation)
+    padded = F.pad(x, [0, 0, 0, down * (height - 1)]).contiguous(memory_format=torch.channels_last)
+    size = (layer.in_channels, layer.in_channels, height, 2 * width - 1)
+    sums = conv2d_weight(padded, size, x, 1, (0, across * (width - 1)), layer.dilation)
+    shifts = product(range(height), range(2 * width - 1))
+    return {(down * i, across * (j - width + 1)): sums[:, :, i, j] for i, j in shifts}
 
 
 def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[list[int], list[int]]:

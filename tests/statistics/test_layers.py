@@ -106,7 +106,7 @@ def test_rows_that_wait_and_rows_that_do_not(batches):
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1)])
 def test_products_of_a_convolution_by_shifts_are_few(kernel, stride):
-    """13 of 81 blocks for a kernel of 3: multiplications are counted."""
+    """15 of 81 blocks for a kernel of 3, and those at the border: multiplications are counted."""
     layer, x, done = nn.Conv2d(32, 32, kernel, stride, kernel // 2), torch.randn(64, 32, 16, 16), 0
 
     class Counting(torch.utils._python_dispatch.TorchDispatchMode):
@@ -115,12 +115,14 @@ def test_products_of_a_convolution_by_shifts_are_few(kernel, stride):
             if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default):
                 one, other = args[-2:]
                 done += one.shape[0] * one.shape[1] * other.shape[1]
+            if function is torch.ops.aten.convolution_backward.default:
+                done += args[0][:, 0].numel() * args[2].numel()
             return function(*args, **kwargs or {})
 
     with Counting(), torch.no_grad():
         second_moment(layer, x)
     positions = 64 * (16 // stride) ** 2
-    assert done <= {(3, 1): 13, (3, 2): 36, (5, 1): 41}[kernel, stride] * positions * 32**2
+    assert done <= {(3, 1): 19, (3, 2): 36, (5, 1): 70}[kernel, stride] * positions * 32**2
 
 
 def with_ones(expected):
