@@ -6,6 +6,8 @@ Run: python -m benchmarks.collect [--json FILE] [--networks WORD ...].
   (the matrices are made and mirrored, the weights are fingerprinted).
 - peaks: the most memory that a process had beyond what it had before it made the network; what may be added to the matrices is a quarter of
   what training takes.
+- lost with a share of the samples (``Settings(samples=...)``), on digits: of what the exact hard subspace at 95% holds of all data, how
+  much the subspace of equal rank from that share misses, in the layer where that is most.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -35,6 +38,7 @@ COLUMNS = {
     "grams_mb": ("matrices, MB", ".0f"),
     "training_mb": ("peak of training, MB", ".0f"),
     "collecting_mb": ("peak of collecting, MB", ".0f"),
+    "lost": ("lost", ".1e"),
     "beyond": ("(collecting - matrices) / training", ".0%"),
 }
 
@@ -44,9 +48,9 @@ def data(name: str, samples: int) -> TensorDataset:
     return TensorDataset(torch.randn(samples, *NETWORKS[name][1]), torch.arange(samples) % CLASSES)
 
 
-def train(network: nn.Module, loader: DataLoader[Any]) -> None:
+def train(network: nn.Module, loader: DataLoader[Any], rate: float = 1e-4) -> None:
     """One epoch."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
     network.train()
     for images, labels in loader:
         optimizer.zero_grad()
@@ -90,6 +94,28 @@ def _peak(answer: Any, what: str, name: str, batch: int) -> None:
     answer.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
+def lost(shares: Sequence[float], epochs: int = 5) -> list[Row]:
+    """What the leading subspace misses when it is taken from a share of the samples: SmallCNN, trained on digits."""
+    images, labels = load_digits(return_X_y=True)
+    dataset = TensorDataset(torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels))
+    torch.manual_seed(0)
+    make, image = NETWORKS["SmallCNN"]
+    network, loader = make(image, CLASSES), DataLoader(dataset, 64, shuffle=True)
+    for _ in range(epochs):
+        train(network, loader, rate=0.05)
+    exact, rows = collect(network, loader).grams, []
+    for share in shares:
+        misses = []
+        for key, gram in collect(network, loader, samples=share).grams.items():
+            values = torch.linalg.eigvalsh(exact[key].matrix[0])
+            rank = int((values.flip(0).cumsum(0) < 0.95 * values.sum()).sum()) + 1
+            found = torch.linalg.eigh(gram.matrix[0])[1][:, -rank:]
+            held = (exact[key].matrix[0] @ found * found).sum() / values[-rank:].sum()
+            misses.append(1 - float(held))
+        rows.append({"case": f"samples={share}", "lost": max(misses)})
+    return rows
+
+
 def measure(networks: Sequence[str], turns: int, batch: int) -> list[Row]:
     """One row a network."""
     rows = []
@@ -111,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16, help="samples in a batch")
     given = parser.parse_args(arguments)
     chosen = [name for name in NETWORKS if any(word in name for word in given.networks)]
-    show(measure(chosen, given.turns, given.batch), COLUMNS, given.json)
+    show([*measure(chosen, given.turns, given.batch), *lost([0.02, 0.05, 0.1, 0.25, 0.5])], COLUMNS, given.json)
 
 
 if __name__ == "__main__":

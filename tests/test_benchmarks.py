@@ -141,3 +141,9 @@ def test_collecting_is_timed_against_training(monkeypatch):
     assert row["grams_mb"] * 1e6 == 8 * (9**2 + 144**2 + 288**2 + 64**2 + 128**2)
     assert row["epochs"] > 0
     assert row["training_mb"] > 0
+
+
+def test_what_a_share_of_the_samples_misses():
+    few, most, every = collect.lost([0.02, 0.5, 1.0], epochs=1)
+    assert few["lost"] > most["lost"] > every["lost"]
+    assert abs(every["lost"]) < 1e-9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import random
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from pgu_lightning import collect
+from pgu_lightning import collect, passes
 from pgu_lightning.statistics import Collector, fingerprint, survey
 from tests import oracles
 
@@ -403,6 +404,31 @@ def test_full_minus_forget_is_retain_of_a_share_of_the_samples(model, share):
         close(left.grams[key].matrix, gram.matrix, 2e-6)
     with pytest.raises(ValueError, match=f"a share of {share} of the samples was looked at here and of 1.0 there"):
         full.without(collect(model, DataLoader(Subset(data, forgotten), 5)))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_share_is_dealt_out_to_processes(monkeypatch, world):
+    """Each sample of the share once, and as many batches everywhere; those that only keep company are not counted."""
+    monkeypatch.setattr(passes.distributed, "world", lambda: world)
+    dealt, batches = [], []
+    for rank in range(world):
+        monkeypatch.setattr(passes.distributed, "rank", lambda rank=rank: rank)
+        loader = passes.exact_loader(DataLoader(TensorDataset(torch.arange(50)), 4), 0.3)
+        found = [batch[0].tolist() for batch in loader]
+        dealt += [position for batch in found[: loader.dataset.batches] for position in batch]
+        batches.append(len(found))
+    golden = (math.sqrt(5) - 1) / 2
+    assert sorted(dealt) == [position for position in range(50) if position * golden % 1 < 0.3]
+    assert len(set(batches)) == 1
+
+
+def test_a_stream_has_no_share():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(Plain(3))
+
+    with pytest.raises(TypeError, match="no positions to choose a share by"):
+        collect(network(), DataLoader(Stream(), 2), samples=0.5)
 
 
 def test_a_forget_set_of_which_nothing_was_looked_at(model):
