@@ -68,7 +68,7 @@ release-check: $(STAMP) ## Wheel and sdist are well-formed, and the wheel runs i
 	cd $(RELEASE)/empty && ../bin/pgu-lightning model.epochs=2 reference=false && ../bin/python -c 'import pgu_lightning as p; print(p.__version__)'
 
 bench: $(STAMP) ## Speed of collecting and projecting against a plain baseline in the same run
-	$(BIN)/python benchmarks/gram.py
+	$(BIN)/python -m benchmarks.gram
 
 bench-forgetting: $(STAMP) ## How near unlearned models come to retrained ones: a subset in under ten minutes
 	$(BIN)/python benchmarks/forgetting.py --quick

@@ -188,6 +188,12 @@ class PGUCallback(L.Callback):
         assert self._request is not None
         assert self.space is not None
         collected = self.space.provenance.samples
+        if self._request.everything and self.space.provenance.share < 1:
+            raise ValueError(
+                f"The retain space is of a share of {self.space.provenance.share} of the samples, chosen by their position in the training "
+                "data, which a loader of the forget set alone does not tell. Give the whole training data and name what to forget, or "
+                "collect from all samples, with Settings(samples=None)."
+            )
         if not self._request.everything and samples != collected and not self.space.provenance.fulfilled:
             raise ValueError(
                 f"The retain space holds {collected} samples, the training loader has {samples}. If the retained data is gone, give a "
@@ -250,7 +256,8 @@ class PGUCallback(L.Callback):
     def _collect(self, trainer: L.Trainer, module: L.LightningModule, loader: DataLoader[Any], description: str) -> RetainSpace:
         started = time.perf_counter()
         distributed.agree(module)
-        space = collect(module, loader, layers=self._patterns, place=self._settings.gram_place, trainer=trainer, description=description)
+        place, samples = self._settings.gram_place, self._settings.samples
+        space = collect(module, loader, layers=self._patterns, place=place, samples=samples, trainer=trainer, description=description)
         self.seconds["collect"] = time.perf_counter() - started
         return space
 

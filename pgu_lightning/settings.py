@@ -67,6 +67,8 @@ class Settings:
             nothing changed.
         gram_place: Where the statistics are summed: ``"device"``, ``"cpu"`` (slower, for large layers), or None: on the device as far as
             they fit.
+        samples: Collect from this share of the samples, chosen by their position in the dataset; None: from all, which is exact. What a
+            forget set is subtracted from says itself which of its samples it has.
     """
 
     rule: Rule = field(default_factory=Soft)
@@ -85,6 +87,7 @@ class Settings:
     dropout: bool = False
     preflight: bool | Literal["only"] = True
     gram_place: Literal["device", "cpu"] | None = None
+    samples: float | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -108,6 +111,8 @@ class Settings:
             raise ValueError(f'preflight must be True, False or "only", got {self.preflight!r}')
         if self.gram_place not in ("device", "cpu", None):
             raise ValueError(f'gram_place must be "device", "cpu" or None, got {self.gram_place!r}')
+        if self.samples is not None and not 0 < self.samples <= 1:
+            raise ValueError(f"samples must be a share above 0 and at most 1, or None, got {self.samples}")
 
     def rule_for(self, layer: str) -> Rule:
         """The rule for the layer of this name."""

@@ -171,9 +171,10 @@ class UnlearningFit:
         self._started, self._first_epoch = time.perf_counter(), self._trainer.current_epoch
         module, trainer, split = self._module, self._trainer, self._split
         if contains_forget:
-            chosen, place = list(space.protected), self._settings.gram_place
+            chosen, place, samples = list(space.protected), self._settings.gram_place, space.provenance.share
+            words = "Collecting the forget set"
             space = space.without(
-                collect(module, self._forget, layers=chosen, place=place, trainer=trainer, description="Collecting the forget set")
+                collect(module, self._forget, layers=chosen, place=place, samples=samples, trainer=trainer, description=words)
             )
         self.space = space
         layers = self._layers(list(space.protected))

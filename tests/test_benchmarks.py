@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
-from benchmarks import estimate, forgetting, scaling
+from benchmarks import collect, estimate, forgetting, gram, networks, scaling
+from pgu_lightning.statistics.moment import second_moment
 from tests.helpers.processes import ROOT
 
 TINY = ["--tasks", "digits_samples_120", "--models", "mlp", "--methods", "pgu", "--seeds", "0", "1"]
@@ -146,3 +148,41 @@ def test_scaling_measures_groups_of_processes():
     assert [(row["work"], row["processes"]) for row in rows] == [(work, count) for work in scaling.WORK for count in (1, 2)]
     assert all(row["ms_per_sample"] > 0 for row in rows)
     assert [row["ratio"] for row in rows if row["processes"] == 1] == [1, 1]
+
+
+def test_gram_matrices_are_timed_by_layer_and_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(gram, "NETWORKS", {"tiny": (lambda shape, classes: networks.ViT(shape, classes, 4, 8, 2, 2), (3, 8, 8))})
+    gram.main(["--turns", "1", "--batch", "4", "--json", str(tmp_path / "rows.json")])
+    *layers, whole = json.loads((tmp_path / "rows.json").read_text())
+    assert (whole["case"], whole["layers"]) == ("tiny", 10)
+    assert {row["case"]: row["layers"] for row in layers} == {
+        "tiny: embed": 1,
+        **{f"tiny: blocks.0.{name}": 2 for name in ("self_attn", "self_attn.out_proj", "linear1", "linear2")},
+        "tiny: head": 1,
+    }
+    assert whole["ratio"] == pytest.approx(sum(r["layers"] * r["plain_ms"] for r in layers) / sum(r["layers"] * r["ms"] for r in layers))
+    assert all(0 < row["fraction_of_peak"] < 1.5 for row in layers)
+
+
+@torch.no_grad()
+def test_the_plain_form_is_the_gram():
+    layer, x = torch.nn.Conv2d(2, 3, 3, 2, 1), torch.randn(4, 2, 7, 6)
+    total = torch.zeros(18, 18, dtype=torch.float64)
+    gram.plain(layer, x, total)
+    found, _ = second_moment(layer, x)
+    torch.testing.assert_close(total, found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_collecting_is_timed_against_training(monkeypatch):
+    monkeypatch.setattr(collect, "NETWORKS", {"SmallCNN": networks.NETWORKS["SmallCNN"]})
+    (row,) = collect.measure(["SmallCNN"], turns=1, batch=4)
+    assert row["grams_mb"] * 1e6 == 8 * (9**2 + 144**2 + 288**2 + 64**2 + 128**2)
+    assert row["epochs"] > 0
+    assert row["training_mb"] > 0
+
+
+def test_what_a_share_of_the_samples_misses():
+    few, most, every = collect.lost([0.02, 0.5, 1.0], epochs=1)
+    assert few["lost"] > most["lost"] > every["lost"]
+    assert abs(every["lost"]) < 1e-9

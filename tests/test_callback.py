@@ -492,3 +492,18 @@ def test_report_round_trip(module, space_file, tmp_path):
     assert content["schema"] == 1
     assert content["layers"]["net.0"]["dim"] == 12
     assert CLASSES == 4
+
+
+def test_statistics_of_a_share_are_forgotten_from_by_position():
+    settings = Settings(samples=0.5)
+    learn = PGUCallback(settings=settings)
+    trainer(1, [learn]).fit(module := Module(), DataLoader(blobs(40), 8))
+    assert learn.space.provenance.share == 0.5
+    with pytest.raises(ValueError, match=r"share of 0\.5 of the samples.*Give the whole training data"):
+        trainer(1, [PGUCallback(ForgetRequest(everything=True), retain_space=learn.space)]).fit(module, DataLoader(blobs(8), 8))
+    forget = PGUCallback(ForgetRequest(classes=[1]), retain_space=learn.space)  # the share is that of the statistics
+    trainer(1, [forget]).fit(module, DataLoader(blobs(40), 8))
+    assert forget.report is not None
+    for wrong in (0, 1.5):
+        with pytest.raises(ValueError, match="a share above 0 and at most 1"):
+            Settings(samples=wrong)

@@ -128,7 +128,8 @@ class ClosedForm:
         module.to(job.trainer(logger=False).strategy.root_device)
         full, samples = RetainSpace.load(job.retain_space), over(split.forget, job.data.train_dataloader())
         full.check(module)
-        forget = collect(module, samples, layers=list(full.protected), description="Collecting the forget set")
+        share, words = full.provenance.share, "Collecting the forget set"
+        forget = collect(module, samples, layers=list(full.protected), samples=share, description=words)
         space = full.without(forget)
         layers = _layers(module, space, forget)
 

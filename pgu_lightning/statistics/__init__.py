@@ -1,6 +1,6 @@
 """What the training data looks like inside each layer."""
 
-from pgu_lightning.statistics import conv as _conv  # noqa: F401  registers its form of the Gram
+from pgu_lightning.statistics import conv as _conv  # noqa: F401  registers its form of the sum
 from pgu_lightning.statistics.collector import Collector
 from pgu_lightning.statistics.gram import Gram
 from pgu_lightning.statistics.layers import weight_of

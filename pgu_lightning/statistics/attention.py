@@ -25,9 +25,11 @@ def first_argument(call: Call) -> list[Tensor]:
 
 
 def projected(call: Call) -> list[Tensor]:
-    """Query, key and value, batch first."""
+    """Query, key and value, batch first; one for all where they are the same."""
     attention, inputs, named = call
     given = dict(zip(("query", "key", "value"), inputs, strict=False)) | dict(named)
+    if given["query"] is given["key"] is given["value"]:
+        return [_batch_first(attention, given["query"])]
     return [_batch_first(attention, given[name]) for name in ("query", "key", "value")]
 
 

@@ -1,7 +1,7 @@
 """What a layer multiplies its weight with, by layer type.
 
 ``rows`` and ``as_matrix`` write a layer as a matrix product: output rows = input rows @ weight^T, group by group. ``rows`` is all that a
-custom layer must register; ``second_moment`` may be registered too where rows^T rows can be had without forming the rows.
+custom layer must register; ``moment`` may be registered too where rows^T rows can be had without forming the rows.
 
 The layer's output is these rows, or a fixed linear function of them: a transposed convolution adds up the products of overlapping taps, an
 embedding the groups, one a token. So an update that leaves the products alone leaves the output alone.
@@ -16,6 +16,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import singledispatch
 from typing import Any
 
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-MAX_ROWS = 16_384
-"""Rows of one float32 product: summing more of them in float32 loses digits (1e-5 at 260,000 rows); products are summed in float64."""
+MAX_ROWS = 2048
+"""Rows of one float32 product or sum: more of them lose digits (1e-5 at 260,000 rows), fewer are bound by memory."""
 
 
 @singledispatch
@@ -63,21 +64,6 @@ def one_row_each(layer: nn.Module, weight: Tensor) -> bool:
     return matrix.shape[:2] == (1, len(empty)) and matrix.stride(1) == empty.stride(0)
 
 
-@singledispatch
-def second_moment(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """Sum of the outer products of ``rows(layer, x)``, without forming more than a bounded number of rows' product at once.
-
-    Returns:
-        The matrix, (groups, dim, dim) in float64, and the number of rows.
-    """
-    all_rows = rows(layer, x)
-    groups, count, dim = all_rows.shape
-    total = all_rows.new_zeros((groups, dim, dim), dtype=torch.float64)
-    for chunk in all_rows.split(MAX_ROWS, dim=1):
-        total += (chunk.mT @ chunk).double()
-    return total, count
-
-
 _ADDS_TO_EACH_ROW = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -92,13 +78,31 @@ def bias_of(layer: nn.Module) -> nn.Parameter | None:
     return bias if isinstance(bias, nn.Parameter) else None
 
 
+def geometry(layer: Any) -> Hashable | None:
+    """What besides its input says which rows a layer has: layers that agree in it have the same of the same input. None: who knows."""
+    kind = next(kind for kind in type(layer).__mro__ if kind in rows.registry)
+    if kind not in _ADDS_TO_EACH_ROW:
+        return None
+    names = ("in_channels", "groups", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+    own = [layer.in_features] if kind is nn.Linear else [getattr(layer, name) for name in names]
+    return kind, bias_of(layer) is not None, *own
+
+
 def row_sum(layer: Any, x: Tensor) -> Tensor:
     """The sum of ``rows(layer, x)``, (groups, dim) in float64, of a layer that has a ``bias_of``."""
     if isinstance(layer, nn.Linear):
-        return rows(layer, x).sum(1, dtype=torch.float64)
+        return sum_rows(rows(layer, x))
     # Patches are linear in the input, whatever the padding: the patches of the sum are few.
     x = x[None] if x.dim() == len(layer.kernel_size) + 1 else x
-    return rows(layer, x.sum(0, keepdim=True, dtype=torch.float64)).sum(1)
+    return rows(layer, sum_rows(x[None])).sum(1)
+
+
+def sum_rows(every: Tensor) -> Tensor:
+    """The sum over the second dimension, in float64: in float32 over a bounded number of rows, since converting them all costs more."""
+    total = torch.zeros_like(every[:, 0], dtype=torch.float64)
+    for chunk in every.split(MAX_ROWS, 1):
+        total += chunk.sum(1)
+    return total
 
 
 def supported(layer: nn.Module) -> bool:
@@ -168,9 +172,3 @@ def _(layer: nn.Embedding, x: Tensor) -> Tensor:
 @as_matrix.register
 def _(layer: nn.Embedding, weight: Tensor) -> Tensor:
     return weight.view(*weight.shape, 1)
-
-
-@second_moment.register
-def _(layer: nn.Embedding, x: Tensor) -> tuple[Tensor, int]:
-    counts = x.reshape(-1).bincount(minlength=layer.num_embeddings)
-    return counts.double().view(-1, 1, 1), x.numel()

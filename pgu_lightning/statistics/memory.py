@@ -11,7 +11,7 @@ import torch
 from pgu_lightning.statistics.survey import LayerInfo
 
 _AT_WORK = 3
-"""Matrices of the largest layer's size that summing a batch needs: the float32 product, its float64 copy, the batch's sum."""
+"""Matrices of the largest layer's size that stay free: products, rows that wait for others, what a convolution is put together from."""
 
 _UNLEARNING = 4
 """Float64 copies on the CPU when unlearning begins: of all data, of the retained data, the eigenvectors of these, V diag(values) V^T."""

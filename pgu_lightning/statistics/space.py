@@ -56,6 +56,7 @@ class Provenance:
         transforms: The dataset's transform, in words.
         successors: Fingerprints of the models that came of these weights by unlearning.
         fulfilled: The requests that were subtracted.
+        share: Of the samples, those that were looked at: chosen by their position in the dataset.
     """
 
     weights: str
@@ -63,6 +64,7 @@ class Provenance:
     transforms: str = "None"
     successors: tuple[str, ...] = ()
     fulfilled: tuple[Fulfilled, ...] = ()
+    share: float = 1.0
 
 
 def fingerprint(state: nn.Module | Mapping[str, Tensor]) -> str:
@@ -154,13 +156,21 @@ class RetainSpace:
             problems.append("they were collected at different weights")
         if forget.provenance.samples >= self.provenance.samples:
             problems.append(f"{forget.provenance.samples} samples are to be taken from {self.provenance.samples}")
-        if self.grams.keys() != forget.grams.keys():
-            problems.append(f"they have different layers: {', '.join(sorted(self.grams.keys() ^ forget.grams.keys()))}")
+        if forget.provenance.share != self.provenance.share:
+            problems.append(f"a share of {self.provenance.share} of the samples was looked at here and of {forget.provenance.share} there")
+        theirs: dict[str, Gram] = {}
+        # Of a small forget set perhaps no sample was to be looked at: there is nothing to subtract then.
+        if not forget.grams and forget.provenance.share < 1:
+            theirs = {key: Gram(torch.zeros_like(gram.matrix), 0, _zeros(gram.sums)) for key, gram in self.grams.items()}
+        elif self.protected.keys() != forget.protected.keys():
+            problems.append(f"they have different layers: {', '.join(sorted(self.protected.keys() ^ forget.protected.keys()))}")
         else:
+            # By layer, not by key: which layers share a matrix may differ, in a file from before they did.
+            theirs = {str(layer.gram): forget.grams[str(forget.protected[name].gram)] for name, layer in self.protected.items()}
             problems += [
-                f"{key} has {self.grams[key].matrix.shape} here and {forget.grams[key].matrix.shape} there"
-                for key in self.grams
-                if self.grams[key].matrix.shape != forget.grams[key].matrix.shape
+                f"{key} has {self.grams[key].matrix.shape} here and {gram.matrix.shape} there"
+                for key, gram in theirs.items()
+                if self.grams[key].matrix.shape != gram.matrix.shape
             ]
         if problems:
             raise ValueError(
@@ -172,7 +182,7 @@ class RetainSpace:
                 f"{forget.provenance.transforms}: full minus forget is the retained data only if both see the same inputs.",
                 stacklevel=2,
             )
-        grams = {key: gram - forget.grams[key] for key, gram in self.grams.items()}
+        grams = {key: gram - theirs[key] for key, gram in self.grams.items()}
         samples = self.provenance.samples - forget.provenance.samples
         return dataclasses.replace(self, grams=grams, provenance=dataclasses.replace(self.provenance, samples=samples))
 
@@ -272,6 +282,10 @@ class RetainSpace:
                 problems.append(f"{layer.name}: sums of rows that do not fit its matrix, or are not finite")
         if problems:
             raise ValueError(f"{path} is damaged: {'; '.join(problems)}. Collect again with `collect(model, loader)`.")
+
+
+def _zeros(sums: Tensor | None) -> Tensor | None:
+    return None if sums is None else torch.zeros_like(sums)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def check(rank, store):
     assert sharded.provenance == whole.provenance
     for key, gram in whole.grams.items():
         assert sharded.grams[key].rows == gram.rows
-        assert_close(sharded.grams[key].matrix, gram.matrix, rtol=1e-6, atol=1e-6)
+        assert (sharded.grams[key].matrix - gram.matrix).norm() <= 1e-6 * gram.matrix.norm()
 
     plain, split = guard_of(one, whole), guard_of(many, whole)
     moved = {"attention.out_proj.bias", "grouped.bias", "up.bias"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 import random
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from pgu_lightning import collect
+from pgu_lightning import collect, passes
 from pgu_lightning.statistics import Collector, fingerprint, survey
 from tests import oracles
 
@@ -294,3 +296,146 @@ def test_a_compiled_network_is_counted(how):
         assert found.grams[key].rows == gram.rows
         close(found.grams[key].matrix, gram.matrix)
     torch.compiler.reset()
+
+
+class Heads(nn.Module):
+    """Layers on one tensor; ``key`` has no bias, ``wide`` sees other patches, ``changed`` comes after a change in place."""
+
+    def __init__(self, sometimes=()):
+        super().__init__()
+        self.query, self.key, self.value, self.changed = (nn.Linear(4, 2, bias=bias) for bias in (True, False, True, True))
+        self.near, self.also, self.wide = (nn.Conv1d(3, 2, 3, padding=padding) for padding in (1, 1, 2))
+        self.sometimes, self.passes = sometimes, 0
+
+    def forward(self, x):
+        x = x.clone()
+        self.passes += 1
+        found = self.query(x).sum(2) + self.key(x).sum(2)
+        found = found + self.value(x * 1 if self.passes in self.sometimes else x).sum(2)
+        found = found + self.near(x).sum() + self.also(x).sum() + self.wide(x).sum()
+        return found + self.changed(x.mul_(2)).sum(2)
+
+
+def test_layers_that_are_given_the_same_tensor_have_one_matrix(tmp_path):
+    data = TensorDataset(torch.randn(11, 3, 4), torch.arange(11) % 3)
+    model = Heads()
+    space = collect(model, DataLoader(data, 3))
+    leaders = {"query": "query", "value": "query", "also": "near"}
+    assert {name: layer.gram for name, layer in space.protected.items()} == {
+        name: leaders.get(name, name) for name in ("query", "key", "value", "changed", "near", "also", "wide")
+    }
+    assert space.grams.keys() == {"query", "key", "changed", "near", "wide"}
+    x = data.tensors[0]
+    close(space.grams["query"].matrix, oracles.gram(x.reshape(1, -1, 4).numpy()))
+    close(space.grams["changed"].matrix, 4 * space.grams["query"].matrix)
+    assert space.save(tmp_path / "space.safetensors").is_file()
+    again = type(space).load(tmp_path / "space.safetensors")
+    assert again.layers == space.layers
+    with_each = Collector(model, survey(model))  # as files from before layers shared their matrices have them
+    with with_each, torch.no_grad():
+        model.eval()(x)
+    grams, layers = with_each.result()
+    assert len(grams) == 7
+    old = dataclasses.replace(space, grams=grams, layers=layers)
+    forget, retain = (collect(model, DataLoader(Subset(data, part), 4)) for part in (range(5), range(5, 11)))
+    for full in (space, old):
+        left = full.without(forget)
+        assert left.grams.keys() == full.grams.keys()
+        for name, layer in left.protected.items():
+            close(left.grams[layer.gram].matrix, retain.grams[retain.protected[name].gram].matrix)
+            assert left.grams[layer.gram].rows == retain.grams[retain.protected[name].gram].rows
+
+
+@pytest.mark.parametrize("sometimes", [(1,), (2,), (4,)])
+def test_layers_that_are_not_always_given_the_same_tensor_have_their_own(sometimes):
+    data = TensorDataset(torch.randn(11, 3, 4), torch.arange(11) % 3)
+    space = collect(Heads(sometimes), DataLoader(data, 3))  # four passes
+    assert space.protected["value"].gram == "value"
+    for key in ("query", "value"):
+        assert space.grams[key].rows == 33
+        close(space.grams[key].matrix, oracles.gram(data.tensors[0].reshape(1, -1, 4).numpy()))
+
+
+def test_a_layer_that_is_called_again_with_the_same_tensor_counts_twice():
+    class Twice(Heads):
+        def forward(self, x):
+            return super().forward(x) + self.value(x).sum(2) + self.value(x).sum(2)
+
+    x = torch.randn(7, 3, 4)
+    space = collect(Twice(), DataLoader(TensorDataset(x, torch.arange(7) % 3), 3))
+    assert (space.grams["query"].rows, space.grams["value"].rows) == (21, 63)
+    close(space.grams["value"].matrix, 3 * oracles.gram(x.reshape(1, -1, 4).numpy()))
+
+
+def test_attention_of_a_sequence_to_itself_is_multiplied_once():
+    class Self(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.across = False
+
+        def forward(self, x):
+            return self.attention(x, 1 * x if self.across else x, x)[0]
+
+    model, x = Self().eval(), torch.randn(3, 5, 4)
+    collector = Collector(model, survey(model))
+    with collector, torch.no_grad():
+        for model.across in (False, True, False):
+            model(x)
+    gram = collector.result()[0]["attention"]
+    assert gram.rows == 45
+    close(gram.matrix, np.repeat(3 * oracles.gram(x.reshape(1, -1, 4).numpy()), 3, 0))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.75])
+def test_full_minus_forget_is_retain_of_a_share_of_the_samples(model, share):
+    """In other batches, another order, and through other nestings; in the full set about as many samples as were asked for."""
+    data = Augmented(60)
+    forgotten = [index for index in range(60) if index % 3 == 1]
+    retained = [index for index in range(60) if index not in forgotten]
+    full = collect(model, DataLoader(data, 16, shuffle=True), samples=share)
+    forget = collect(model, DataLoader(Subset(Subset(data, forgotten), range(19, -1, -1)), 5), samples=share)
+    retain = collect(model, DataLoader(Subset(data, retained), 23), samples=share)
+    left = full.without(forget)
+    assert (full.provenance.samples, left.provenance.samples, left.provenance.share) == (60, 40, share)
+    assert abs(full.grams["9"].rows - 60 * share) < 2
+    for key, gram in retain.grams.items():
+        assert left.grams[key].rows == gram.rows
+        close(left.grams[key].matrix, gram.matrix, 2e-6)
+    with pytest.raises(ValueError, match=f"a share of {share} of the samples was looked at here and of 1.0 there"):
+        full.without(collect(model, DataLoader(Subset(data, forgotten), 5)))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_share_is_dealt_out_to_processes(monkeypatch, world):
+    """Each sample of the share once, and as many batches everywhere; those that only keep company are not counted."""
+    monkeypatch.setattr(passes.distributed, "world", lambda: world)
+    dealt, batches = [], []
+    for rank in range(world):
+        monkeypatch.setattr(passes.distributed, "rank", lambda rank=rank: rank)
+        loader = passes.exact_loader(DataLoader(TensorDataset(torch.arange(50)), 4), 0.3)
+        found = [batch[0].tolist() for batch in loader]
+        dealt += [position for batch in found[: loader.dataset.batches] for position in batch]
+        batches.append(len(found))
+    golden = (math.sqrt(5) - 1) / 2
+    assert sorted(dealt) == [position for position in range(50) if position * golden % 1 < 0.3]
+    assert len(set(batches)) == 1
+
+
+def test_a_stream_has_no_share():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(Plain(3))
+
+    with pytest.raises(TypeError, match="no positions to choose a share by"):
+        collect(network(), DataLoader(Stream(), 2), samples=0.5)
+
+
+def test_a_forget_set_of_which_nothing_was_looked_at(model):
+    data = Augmented(40)
+    full = collect(model, DataLoader(data, 8), samples=0.1)
+    forget = collect(model, DataLoader(Subset(data, [1, 2]), 8), samples=0.1)
+    assert not forget.grams
+    left = full.without(forget)
+    assert left.provenance.samples == 38
+    assert all(torch.equal(left.grams[key].matrix, gram.matrix) for key, gram in full.grams.items())

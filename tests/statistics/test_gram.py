@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pgu_lightning.statistics import Gram
-from pgu_lightning.statistics.layers import as_matrix, rows, second_moment
+from pgu_lightning.statistics.layers import as_matrix, rows
+from pgu_lightning.statistics.moment import second_moment
 from tests import oracles
 
 LAYERS = {

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pgu_lightning.statistics import Gram, conv, layers
-from pgu_lightning.statistics.layers import as_matrix, bias_of, row_sum, rows, second_moment, supported
+from pgu_lightning.statistics import Gram, conv, moment
+from pgu_lightning.statistics.layers import as_matrix, bias_of, row_sum, rows, supported
+from pgu_lightning.statistics.moment import second_moment
 from tests import oracles
 
 TYPES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -72,6 +73,58 @@ def test_second_moment_of_a_convolution(case):
     close(matrix, oracles.gram(expected), 1e-12 if x.dtype == torch.float64 else 1e-6)
 
 
+@given(convolutions([2]), st.integers(1, 99))
+@settings(deadline=None, max_examples=100)
+def test_second_moment_by_shifts_alone_of_inputs_of_two_sizes(case, seed):
+    layer, x, expected = case
+    generator = torch.Generator().manual_seed(seed)
+    other = torch.randn(*x.shape[:-2], x.shape[-2] + 1, x.shape[-1] + 2, generator=generator, dtype=x.dtype)
+    total = moment.moment(layer)
+    with patch.object(conv, "_CALL", 0), patch.object(conv, "_COPY", 1e9):
+        total.add(x)
+        total.add(other)
+    matrix, count = total.result()
+    every = np.concatenate([expected, rows(layer, other).double().numpy()], 1)
+    assert count == every.shape[1]
+    close(matrix, oracles.gram(every), 1e-12 if x.dtype == torch.float64 else 1e-6)
+
+
+@pytest.mark.parametrize("batches", [[5, 3], [1024, 1, 2000, 7], [3000]])
+def test_rows_that_wait_and_rows_that_do_not(batches):
+    """In blocks of 128 columns; the inputs are overwritten as soon as they were given."""
+    total, every = moment.moment(nn.Linear(300, 2)), []
+    for count in batches:
+        x = torch.randn(count, 300)
+        every.append(x.clone())
+        total.add(x)
+        x.fill_(9)
+    matrix, count = total.result()
+    assert count == sum(batches)
+    close(matrix, oracles.gram(torch.cat(every).numpy()[None]), 1e-6)
+    assert torch.equal(matrix, matrix.mT)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1)])
+def test_products_of_a_convolution_by_shifts_are_few(kernel, stride):
+    """15 of 81 blocks for a kernel of 3, and those at the border: multiplications are counted."""
+    layer, x, done = nn.Conv2d(32, 32, kernel, stride, kernel // 2), torch.randn(64, 32, 16, 16), 0
+
+    class Counting(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal done
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default):
+                one, other = args[-2:]
+                done += one.shape[0] * one.shape[1] * other.shape[1]
+            if function is torch.ops.aten.convolution_backward.default:
+                done += args[0][:, 0].numel() * args[2].numel()
+            return function(*args, **kwargs or {})
+
+    with Counting(), torch.no_grad():
+        second_moment(layer, x)
+    positions = 64 * (16 // stride) ** 2
+    assert done <= {(3, 1): 19, (3, 2): 36, (5, 1): 70}[kernel, stride] * positions * 32**2
+
+
 def with_ones(expected):
     """Rows, (groups, rows, dim), with a one behind each."""
     return np.concatenate([expected, np.ones((*expected.shape[:2], 1))], -1)
@@ -91,9 +144,10 @@ def test_second_moment_in_pieces(case, max_rows, max_elements):
     """Bounded products and bounded unfolding give what one product gives."""
     layer, x, expected = case
     with (
-        patch.object(layers, "MAX_ROWS", max_rows),
+        patch.object(moment, "MAX_ROWS", max_rows),
         patch.object(conv, "MAX_ROWS", max_rows),
         patch.object(conv, "_MAX_ELEMENTS", max_elements),
+        patch.object(conv, "_CALL", 0),
     ):
         matrix, count = second_moment(layer, x)
     assert count == expected.shape[1]
