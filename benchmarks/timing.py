@@ -15,10 +15,7 @@ from rich.table import Table
 Row = dict[str, str | int | float]
 """Has ``case``; ``ratio``, the baseline's time over ours; ``fraction_of_peak`` where operations can be counted; what else is known."""
 
-PEAK = "peak"
-"""The name under which ``turns`` times the product that the peak is measured by."""
-
-_SIZE = 1024  # of the product: 2 ms to 60 ms a float32 product on one core
+_SIZE = 1024  # of the product that the peak is measured by: 20 to 40 ms in float32 on one core
 
 
 class Turns:
@@ -31,7 +28,7 @@ class Turns:
 
     def __init__(self, works: Mapping[str, Callable[[], object]], turns: int) -> None:
         square = torch.randn(_SIZE, _SIZE)
-        every = {PEAK: lambda: square @ square, **works}
+        every = {"peak": lambda: square @ square, **works}
         for work in every.values():
             work()
         self._seconds: dict[str, list[float]] = {name: [] for name in every}
@@ -41,21 +38,22 @@ class Turns:
                 work()
                 self._seconds[name].append(time.perf_counter() - started)
 
-    def ratio(self, slow: str, fast: str) -> float:
-        """Time of one work over another's: the median over the turns."""
-        return statistics.median(one / other for one, other in zip(self._seconds[slow], self._seconds[fast], strict=True))
+    def ratio(self, over: str, under: str, *more: str) -> float:
+        """Time of one work over that of another, or of several together: the median over the turns."""
+        unders = [sum(parts) for parts in zip(*(self._seconds[name] for name in (under, *more)), strict=True)]
+        return statistics.median(one / other for one, other in zip(self._seconds[over], unders, strict=True))
 
     def seconds(self, name: str) -> float:
         """Median time of a work."""
         return statistics.median(self._seconds[name])
 
     def fraction_of_peak(self, name: str, operations: float) -> float:
-        """A work's floating-point operations a second over those of a large float32 product, the median over the turns."""
-        peak = max(2 * _SIZE**3 / seconds for seconds in self._seconds[PEAK])
+        """A work's floating-point operations a second over the most that a large float32 product reached."""
+        peak = 2 * _SIZE**3 / min(self._seconds["peak"])
         return statistics.median(operations / seconds for seconds in self._seconds[name]) / peak
 
 
-def show(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]], path: Path | None) -> None:
+def show(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]], path: Path | None = None) -> None:
     """Print rows as a table, and write them to a file.
 
     Args:
