@@ -23,7 +23,7 @@ RULES: dict[str, Rule] = {"soft": Soft(), "hard .95": Hard(0.95, "singular")}
 COLUMNS = {
     "case": ("case", ""),
     "ratio": ("baseline / ours", ".1f"),
-    "seconds": ("seconds", ".2f"),
+    "seconds": ("processor seconds", ".2f"),
     "difference": ("difference", ".0e"),
     "rank": ("rank", ""),
     "plain_rank": ("plain rank", ""),

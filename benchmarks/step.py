@@ -41,7 +41,7 @@ COLUMNS = {
     "cost_of_projection": ("time / same passes", ".2f"),
     "ratio": ("baseline / ours", ".2f"),
     "fraction_of_peak": ("of peak", ".0%"),
-    "seconds": ("seconds", ".3f"),
+    "seconds": ("processor seconds", ".3f"),
 }
 
 

@@ -19,7 +19,7 @@ _SIZE = 1024  # of the product that the peak is measured by: 20 to 40 ms in floa
 
 
 class Turns:
-    """Seconds of several works, each done once a turn: other load on the machine harms all of them alike.
+    """Processor seconds of several works, each done once a turn: other work on the machine hardly changes them, and then all alike.
 
     Args:
         works: By name. Each is done once before, which does not count.
@@ -34,9 +34,9 @@ class Turns:
         self._seconds: dict[str, list[float]] = {name: [] for name in every}
         for _ in range(turns):
             for name, work in every.items():
-                started = time.perf_counter()
+                started = time.process_time()
                 work()
-                self._seconds[name].append(time.perf_counter() - started)
+                self._seconds[name].append(time.process_time() - started)
 
     def ratio(self, over: str, under: str, *more: str) -> float:
         """Time of one work over that of another, or of several together: the median over the turns."""
