@@ -17,7 +17,7 @@ Key = TypeVar("Key")
 
 _NEGATIVE = 0.001  # of where the soft filter turns: eigenvalues below zero by less change no gain by more than this
 _SPARE = 8  # columns beyond the rank, for the products that find a matrix' range
-_THIN = 0.25  # of the columns: with more rows than that, the range is no cheaper than everything (`python benchmarks/decompose.py`)
+_THIN = 0.25  # of the columns: with more rows than that, the range is no cheaper than everything (`python -m benchmarks.decompose`)
 
 
 @dataclass(frozen=True)
