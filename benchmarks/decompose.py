@@ -40,6 +40,11 @@ def features(rows: int, dim: int) -> Tensor:
 def plain(matrix: Tensor, rule: Rule) -> tuple[Tensor, int]:
     """The filter as a dense matrix, and its rank, from the singular vectors."""
     vectors, values, _ = torch.linalg.svd(matrix)
+    return dense(vectors, values, rule)
+
+
+def dense(vectors: Tensor, values: Tensor, rule: Rule) -> tuple[Tensor, int]:
+    """The same from singular vectors and values that are known."""
     gains = rule(values.flip(-1)[None])[0].flip(-1)
     return (vectors * gains) @ vectors.mT, int((gains <= 0.5).sum())
 
@@ -55,9 +60,9 @@ def measure(dim: int, share: float, name: str, turns: int) -> Row:
     rule, x = RULES[name], features(int(share * dim), dim)
     gram = Gram((x.mT @ x)[None], len(x))
     found = Turns({"ours": lambda: ours(gram, rule), "plain": lambda: plain(gram.matrix[0], rule)}, turns)
-    projector, (dense, rank) = ours(gram, rule), plain(gram.matrix[0], rule)
+    projector, (expected, rank) = ours(gram, rule), plain(gram.matrix[0], rule)
     update = torch.randn(64, dim)
-    expected = update.double() @ dense
+    expected = update.double() @ expected
     return {
         "case": f"{name}, {dim}" + (", few rows" if share < 1 else ""),
         "ratio": found.ratio("plain", "ours"),

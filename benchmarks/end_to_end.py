@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.decompose import RULES, ours, plain
+from benchmarks.decompose import RULES, dense, ours
 from benchmarks.networks import CLASSES, NETWORKS
 from benchmarks.timing import Row, show
 from pgu_lightning import RetainSpace, collect
@@ -82,19 +82,20 @@ def measure(name: str, samples: int, batch: int) -> list[Row]:
     _, passes = timed(forward)
     first = {"ratio": baseline / own, "seconds": own, "forward_passes": own / passes}
     rows: list[Row] = [{"case": f"{name}, collecting {samples} samples", **first}]
+    svd, decomposing = timed(lambda: {layer: [torch.linalg.svd(matrix) for matrix in gram] for layer, gram in grams.items()})
     for rule_name, rule in RULES.items():
-        differences, leaks, seconds, plain_seconds = [], [0.0, 0.0], own, baseline
+        differences, leaks, seconds, plain_seconds = [], [0.0, 0.0], own, baseline + decomposing
         for layer, info in space.protected.items():
             gram = space.grams[str(info.gram)]
             projector, spent = timed(lambda: ours(gram, rule))  # noqa: B023  called at once
             seconds += spent
-            parts, spent = timed(lambda: [plain(matrix, rule) for matrix in grams[layer]])  # noqa: B023
+            parts, spent = timed(lambda: [dense(vectors, values, rule) for vectors, values, _ in svd[layer]])  # noqa: B023
             plain_seconds += spent
             rank = sum(protected for _, protected in parts)
             differences.append(abs(projector.rank - rank) / rank)
             update = torch.randn(len(parts), 16, gram.dim)
             whole = _response(update.double(), grams[layer])
-            passed = projector(update).double(), update.double() @ torch.stack([dense for dense, _ in parts])
+            passed = projector(update).double(), update.double() @ torch.stack([part for part, _ in parts])
             leaks = [leak + _response(one, grams[layer]) / whole for leak, one in zip(leaks, passed, strict=True)]
         ratio, count = {"ratio": plain_seconds / seconds, "seconds": seconds, "forward_passes": seconds / passes}, len(space.protected)
         found = {"rank": max(differences), "leak": leaks[0] / count, "plain_leak": leaks[1] / count}
