@@ -168,6 +168,25 @@ def test_interference():
     assert guard.relative(update) == pytest.approx(sum(expected.values()) / sum(energy.values()), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("rule", "known_layers"), [(Soft(0.1), {"linear", "conv", "grouped"}), (Hard(0.99), {"linear", "conv"}), (Hard(0.3), set())]
+)
+def test_what_a_proposal_knows_of_its_response(rule, known_layers):
+    """Of balanced layers too: what is known is what would be found."""
+    modules, matrices = layers(), grams((20, 18, 9))
+    spectra = {name: Spectrum.of(Gram(torch.from_numpy(matrix), 60)) for name, matrix in matrices.items()}
+    projectors = {name: Projector(spectrum, rule, modules[name].weight) for name, spectrum in spectra.items()}
+    guard = UpdateGuard(modules, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}, balanced=True)
+    with torch.no_grad():
+        for layer in modules.values():
+            layer.weight += torch.randn_like(layer.weight)
+    update, known = guard.proposal()
+    assert known.keys() == known_layers
+    expected = {name: oracles.response(matrix_of(change, GROUPS[name]), matrices[name]) for name, change in update.items()}
+    assert guard.response(update, known) == pytest.approx(expected, rel=1e-4)
+    assert guard.relative(update, known) == pytest.approx(guard.relative(update), rel=1e-4)
+
+
 def test_protected_updates_have_no_negative_interference():
     """Rounding must not make a squared length negative: its root is taken."""
     modules, matrices = layers(), grams((3, 4, 2))
