@@ -179,18 +179,15 @@ class UnlearningFit:
         layers = self._layers(list(space.protected))
         moved, self._frozen_biases = self._biases(layers)
         rules = {name: self._settings.rule_for(name) for name in layers}
-        soft = {name: rule for name, rule in rules.items() if isinstance(rule, Soft)}
-        keys = {name: (str(space.protected[name].gram), name in moved, soft.get(name)) for name in layers}
-        by_key = Spectrum.of_all({key: space.gram_of(*key[:2]) for key in keys.values()}, {keys[name]: rule for name, rule in soft.items()})
+        softly = {name: rule if isinstance(rule, Soft) else None for name, rule in rules.items()}
+        keys = {name: (str(space.protected[name].gram), name in moved, softly[name]) for name in layers}
+        by_key = Spectrum.of_all({key: space.gram_of(*key[:2]) for key in keys.values()}, {key: key[2] for key in keys.values() if key[2]})
         spectra = {name: by_key[key] for name, key in keys.items()}
         projectors = {name: Projector(spectrum, rules[name], weight_of(layers[name])) for name, spectrum in spectra.items()}
         scale, scaled = self._settings.scale_for(split.kind), {}
         if scale is not None:
-            scaled = {
-                name: scale.of(spectrum, rules[name], layers[name], weight_of(layers[name]))
-                for name, spectrum in spectra.items()
-                if isinstance(spectrum, Spectrum)  # of all layers: a scale goes with hard rules
-            }
+            whole = {name: spectrum for name, spectrum in spectra.items() if isinstance(spectrum, Spectrum)}  # all: their rules are hard
+            scaled = {name: scale.of(found, rules[name], layers[name], weight_of(layers[name])) for name, found in whole.items()}
         matrices = {name: spectrum.matrix for name, spectrum in spectra.items()}
         self._unlearner = Unlearner(
             self._settings,
