@@ -182,7 +182,9 @@ class UpdateGuard:
         Returns:
             The update, and its response in the layers where filtering it says that too: for ``response`` and ``relative``.
         """
-        update = {name: part - (self._original[name] + self._change[name]) for name, part in self._parts().items()}
+        update = {name: self._original[name] + self._change[name] for name in self.weights}
+        for name, part in self._parts().items():
+            torch.sub(part, update[name], out=update[name])
         known: dict[str, Tensor] = {}
         if not self._released:
             known = self.filter_(update)
@@ -205,7 +207,7 @@ class UpdateGuard:
         for name in self._layers:
             together, dtype = self._together(name, update), _matrix_type(update[name])
             columns = self._columns(name, together)
-            matrix = torch.cat(columns, -1).to(dtype)
+            matrix = (columns[0] if len(columns) == 1 else torch.cat(columns, -1)).to(dtype)
             allowed, response = self.projectors[name].measured(matrix)
             if name in self._scaled:
                 allowed = allowed + self._scaled[name](matrix, self._matrix(name, self._original).to(dtype))
@@ -222,14 +224,14 @@ class UpdateGuard:
     def balance_(self, update: Update) -> None:
         """Weigh the layers of ``update`` against each other, in place."""
         for name, keys in self._keys.items():
-            for key in keys:
+            for key in keys if self._scales[name] != 1 else ():
                 update[key].mul_(self._scales[name])
 
     @torch.no_grad()
     def undo(self) -> None:
         """Put the weights back to where the last ``commit`` left them."""
         for name, part in self._parts().items():
-            part.copy_(self._original[name] + self._change[name])
+            torch.add(self._original[name], self._change[name], out=part)
         self._written()
 
     @torch.no_grad()
