@@ -104,7 +104,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Damped:
-    """The filter of the soft rule, without eigenvectors: a (M + a)^-1 by Cholesky's method, a third of a decomposition's time or less.
+    """The filter of the soft rule, without eigenvectors: a (M + a)^-1 by Cholesky's method, in half a decomposition's time.
 
     Attributes:
         values: As of a ``Spectrum``.
