@@ -129,7 +129,7 @@ def _damped(gram: Gram, rule: Soft) -> tuple[Tensor, Tensor]:
     found = _range(gram)
     values = torch.linalg.eigvalsh(gram.matrix) if found is None else found[0]
     if not _is_positive(values, rule):
-        return found or _eigen(gram)
+        return found or tuple(torch.linalg.eigh(gram.matrix))
     if found is None:
         turn = rule.turn(values.clamp(min=0))[..., None]
         damped = gram.matrix + turn * torch.eye(gram.dim, dtype=values.dtype)
