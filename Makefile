@@ -67,8 +67,10 @@ release-check: $(STAMP) ## Wheel and sdist are well-formed, and the wheel runs i
 	mkdir $(RELEASE)/empty
 	cd $(RELEASE)/empty && ../bin/pgu-lightning model.epochs=2 reference=false && ../bin/python -c 'import pgu_lightning as p; print(p.__version__)'
 
-bench: $(STAMP) ## Speed of collecting and projecting against a plain baseline in the same run
-	$(BIN)/python -m benchmarks.gram
+bench: $(STAMP) ## Speed of collecting and projecting against a plain baseline in the same run: a table and plots in build/bench (half an hour)
+	@mkdir -p build/bench
+	for name in gram collect decompose step end_to_end curves; do $(BIN)/python -m benchmarks.$$name --json build/bench/$$name.json || exit 1; done
+	$(BIN)/python -m benchmarks.table
 
 bench-forgetting: $(STAMP) ## How near unlearned models come to retrained ones: a subset in under ten minutes
 	$(BIN)/python benchmarks/forgetting.py --quick

@@ -119,8 +119,8 @@ def figures(case: Case, processes: int) -> dict[str, str]:
     costs = [info.shape[2] ** 3 for info in infos]
     decompose = EIGH * max(sum(costs[task] for task in share) for share in share_out(costs, processes))
 
-    # The filter and the interference: two products with a dim x dim matrix, of the rows that a process holds.
-    filtering = sum(4.0 * one.weights * one.dim for one in case.protected) / FP32
+    # The soft filter, which gives the interference too: a product with a dim x dim matrix, of the rows that a process holds.
+    filtering = sum(2.0 * one.weights * one.dim for one in case.protected) / FP32
     step = PASSES * case.batch / processes * forward / BF16
     received = (processes - 1) / processes * (GATHERS * weights + moving)
     state = weights + 5 * moving  # gradient, original, change, step, best change

@@ -58,7 +58,7 @@ class Worker:
         self._data = TensorDataset(torch.randn(SAMPLES, width) + nn.functional.one_hot(y, width), y)
         space = self.collecting()
         layers = {name: self._model.get_submodule(name) for name in space.protected}
-        spectra = Spectrum.of_all(space.grams)
+        spectra = Spectrum.of_all(space.grams, dict.fromkeys(space.grams, Soft()))
         guard = UpdateGuard(
             layers,
             {name: Projector(spectrum, Soft(), layers[name].weight) for name, spectrum in spectra.items()},

@@ -128,33 +128,38 @@ def share_out(costs: Sequence[float], processes: int) -> list[list[int]]:
     return shares
 
 
-def spread(
-    costs: Sequence[float], make: Callable[[int], Sequence[Tensor]], empty: Callable[[int], Sequence[Tensor]]
-) -> list[Sequence[Tensor]]:
+def spread(costs: Sequence[float], make: Callable[[int], Sequence[Tensor]]) -> list[Sequence[Tensor]]:
     """The results of tasks that are shared out over all processes: on each the same to the bit.
 
     Args:
         costs: Of each task, in any unit.
-        make: Does one task, given its number.
-        empty: Tensors of a task's shapes and types, to receive what another process made.
+        make: Does one task, given its number: tensors on the CPU.
 
     Raises:
         RuntimeError: If a task failed on another process; where it failed, its own error.
     """
-    shares, own = share_out(costs, _processes()), dist.get_rank() if _processes() > 1 else 0
+    if _processes() == 1:
+        return [make(task) for task in range(len(costs))]
+    shares = share_out(costs, _processes())
     error: Exception | None = None
+    own: dict[int, Sequence[Tensor]] = {}
     try:
-        results = [make(task) if task in shares[own] else empty(task) for task in range(len(costs))]
+        own = {task: make(task) for task in shares[dist.get_rank()]}
     except Exception as found:
         error = found
     if not everywhere(error is None):  # before the others wait for what never comes
         raise error or RuntimeError("A task failed on another process: its error is there.")
-    for source, tasks in enumerate(shares if len(shares) > 1 else ()):
-        for tensor in (tensor for task in tasks for tensor in results[task]):
-            sent = tensor.to(_device()).contiguous()
-            dist.broadcast(sent, source)
-            tensor.copy_(sent)
-    return results
+    shapes: list[Any] = [None] * _processes()
+    dist.all_gather_object(shapes, {task: [(tensor.shape, tensor.dtype) for tensor in made] for task, made in own.items()})
+    results: dict[int, list[Tensor]] = {}
+    for source, tasks in enumerate(shares):
+        for task in tasks:
+            made = own[task] if task in own else [torch.empty(shape, dtype=dtype) for shape, dtype in shapes[source][task]]
+            sent = [tensor.to(_device()).contiguous() for tensor in made]
+            for tensor in sent:
+                dist.broadcast(tensor, source)
+            results[task] = [tensor.cpu() for tensor in sent]
+    return [results[task] for task in range(len(costs))]
 
 
 def agree(module: nn.Module) -> None:

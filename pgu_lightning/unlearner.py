@@ -196,23 +196,26 @@ class Unlearner:
     def after_step(self) -> None:
         """Called after the optimizer's step: filter what it did, choose the length, write it back."""
         pending, self._pending = self._pending, []
-        update = self.guard.proposal()
+        update, known = self.guard.proposal()
         if not self._gradients_are_finite:
             return
-        length = self._length(update, pending)
+        length = self._length(update, known, pending)
         if length is None:
             self._skipped += 1
         else:
             self.guard.commit(update, length)
 
-    def _length(self, update: Update, pending: list[_Pending]) -> float | None:
-        relative = self.guard.relative(update)
+    def _length(self, update: Update, known: Mapping[str, Tensor], pending: list[_Pending]) -> float | None:
+        longest = self.guard.longest(update)
+        if not 0 < longest < math.inf:
+            return None
+        if self._radius is None:
+            return 1.0
+        relative = self.guard.relative(update, known)
         if not math.isfinite(relative):
             return None
-        if self._radius is None or relative == 0:
-            return 1.0
         # Where (almost) nothing interferes, the radius says nothing: no step is longer than the weights themselves.
-        radius = min(self._radius / math.sqrt(relative), self.guard.longest(update))
+        radius = min(self._radius / math.sqrt(relative), longest) if relative > 0 else longest
         slope = self.guard.gradient_product(update)
         if slope >= 0:
             return 0.0

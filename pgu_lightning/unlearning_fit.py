@@ -25,7 +25,7 @@ from pgu_lightning.evaluation.scores import Scores
 from pgu_lightning.mixin import question
 from pgu_lightning.passes import collect, gradient, score
 from pgu_lightning.preflight import advise, chosen, what_survives
-from pgu_lightning.projection import Projector, Spectrum, UpdateGuard
+from pgu_lightning.projection import Projector, Soft, Spectrum, UpdateGuard
 from pgu_lightning.projection.guard import moving
 from pgu_lightning.records import EarlierRequest, Interference, LayerRecord, MethodRecord, Outcome, Preflight, Report, RequestRecord
 from pgu_lightning.repair import repair
@@ -179,14 +179,16 @@ class UnlearningFit:
         self.space = space
         layers = self._layers(list(space.protected))
         moved, self._frozen_biases = self._biases(layers)
-        keys = {name: (str(space.protected[name].gram), name in moved) for name in layers}
-        by_key = Spectrum.of_all({key: space.gram_of(*key) for key in keys.values()})
-        spectra = {name: by_key[key] for name, key in keys.items()}
         rules = {name: self._settings.rule_for(name) for name in layers}
+        softly = {name: rule if isinstance(rule, Soft) else None for name, rule in rules.items()}
+        keys = {name: (str(space.protected[name].gram), name in moved, softly[name]) for name in layers}
+        by_key = Spectrum.of_all({key: space.gram_of(*key[:2]) for key in keys.values()}, {key: key[2] for key in keys.values() if key[2]})
+        spectra = {name: by_key[key] for name, key in keys.items()}
         projectors = {name: Projector(spectrum, rules[name], weight_of(layers[name])) for name, spectrum in spectra.items()}
         scale, scaled = self._settings.scale_for(split.kind), {}
         if scale is not None:
-            scaled = {name: scale.of(spectra[name], rules[name], layer, weight_of(layer)) for name, layer in layers.items()}
+            whole = {name: spectrum for name, spectrum in spectra.items() if isinstance(spectrum, Spectrum)}  # all: their rules are hard
+            scaled = {name: scale.of(found, rules[name], layers[name], weight_of(layers[name])) for name, found in whole.items()}
         matrices = {name: spectrum.matrix for name, spectrum in spectra.items()}
         self._unlearner = Unlearner(
             self._settings,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from benchmarks import collect, estimate, forgetting, gram, networks, scaling
+from benchmarks import collect, curves, decompose, end_to_end, estimate, forgetting, gram, networks, scaling, step, table, timing
 from pgu_lightning.statistics.moment import second_moment
 from tests.helpers.processes import ROOT
 
@@ -186,3 +186,54 @@ def test_what_a_share_of_the_samples_misses():
     few, most, every = collect.lost([0.02, 0.5, 1.0], epochs=1)
     assert few["lost"] > most["lost"] > every["lost"]
     assert abs(every["lost"]) < 1e-9
+
+
+# Speed: what is compared does the same, whatever it takes
+
+
+def test_decomposing_gives_the_plain_filter(tmp_path):
+    decompose.main(["--sizes", "96", "--turns", "1", "--json", str(tmp_path / "rows.json")])
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["case"] for row in rows] == [f"{rule}, 96{few}" for few in ("", ", few rows") for rule in decompose.RULES]
+    for row in rows:
+        assert row["difference"] < 1e-5
+        assert row["rank"] == row["plain_rank"]
+        assert row["ratio"] > 0
+
+
+def test_end_to_end_gives_the_plain_ranks_and_leak():
+    first, *rows = end_to_end.measure("SmallCNN", samples=24, batch=8)
+    assert first["forward_passes"] > 0
+    for row in rows:
+        assert row["rank"] <= 0.01
+        assert row["leak"] == pytest.approx(row["plain_leak"], rel=1e-3)
+
+
+def test_steps_and_the_table(tmp_path, capsys):
+    step.main(["--networks", "SmallCNN", "--batch", "4", "--turns", "1", "--json", str(tmp_path / "step.json")])
+    rows = json.loads((tmp_path / "step.json").read_text())
+    assert len(rows) == len(step.RULES) * (len(step.VARIANTS) + 1)
+    point = curves.measure("width", 16, 1, curves.Size(batch=8, samples=16))
+    timing.show([point], curves.COLUMNS, tmp_path / "curves.json")
+    capsys.readouterr()
+    table.main([str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert all(format(row["ratio"], ".2f") in printed for row in rows)
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"ratios.svg", "curves.svg"}
+    with pytest.raises(SystemExit, match="no rows"):
+        table.main([str(tmp_path / "elsewhere")])
+
+
+def test_turns(monkeypatch):
+    """The median of the turns' ratios, not the ratio of medians; the first does not count."""
+    clock, spent = iter(range(10**6)), {"slow": iter([9.0, 4, 6, 20]), "fast": iter([9.0, 2, 2, 10])}
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "process_time", lambda: now[0] + 1e-9 * next(clock))
+
+    def work(name):
+        now[0] += next(spent[name])
+
+    turns = timing.Turns({name: lambda name=name: work(name) for name in spent}, 3)
+    assert turns.ratio("slow", "fast") == pytest.approx(2)
+    assert turns.ratio("slow", "fast", "slow") == pytest.approx(2 / 3)
+    assert turns.seconds("slow") == pytest.approx(6)

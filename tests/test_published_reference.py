@@ -102,7 +102,7 @@ def difference(one, other, factor=1.0):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradient_projected_gradient_and_twenty_steps(architecture, kind, monkeypatch):
     # Everything is float64 here: no small eigenvalue is rounding of float32.
-    monkeypatch.setattr(rules, "_NOISE", 1e-14)
+    monkeypatch.setattr(rules, "NOISE", 1e-14)
     make, network, size, start, end = ARCHITECTURES[architecture]
     kind, slope, last = KINDS[kind]
     module = in_use(make)

@@ -59,7 +59,8 @@ def discriminating(weight: Tensor, retain: Spectrum, forget: Spectrum, retain_al
 
 
 def _through(weight: Tensor, spectrum: Spectrum, alpha: float) -> Tensor:
-    return (weight @ spectrum.vectors * importance(spectrum.values, alpha)[:, None, :]) @ spectrum.vectors.mT
+    gains = importance(spectrum.values, alpha)[:, None, -spectrum.vectors.shape[-1] :]  # the others are 0
+    return (weight @ spectrum.vectors * gains) @ spectrum.vectors.mT
 
 
 @dataclass(frozen=True)

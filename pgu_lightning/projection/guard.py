@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from pgu_lightning.statistics.layers import as_matrix, one_row_each, weight_of
 
 Update = Mapping[str, Tensor]
 """A change of what a guard moves, named and shaped as its ``weights``; of sharded weights this process's part."""
+
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class UpdateGuard:
@@ -69,9 +73,14 @@ class UpdateGuard:
         # x + -0.0 is x to the bit, also where x is -0.0
         self._change = {name: torch.full_like(part, -0.0) for name, part in self._original.items()}
         self._matrices = {name: matrices[name].to(self._original[name].device, _matrix_type(self._original[name])) for name in layers}
-        self._energy = self.response(self._original)
+        self._take_down_original()
         self._scales = self._balance() if balanced else dict.fromkeys(layers, 1.0)
         self._released = False
+
+    def _take_down_original(self) -> None:
+        """What is asked of the original weights, and of the change, again and again."""
+        self._energy, self._length = self.response(self._original), math.sqrt(sum(self.squares(self._original).values()))
+        self._changed: dict[str, float] | None = None
 
     def _parts(self) -> dict[str, Tensor]:
         return {name: distributed.local(weight) for name, weight in self.weights.items()}
@@ -107,89 +116,122 @@ class UpdateGuard:
     def gradient_product(self, update: Update) -> float:
         """Inner product of the weights' gradients with ``update``: the loss's slope along it."""
         gradients = {name: distributed.local(weight.grad) for name, weight in self.weights.items() if weight.grad is not None}
-        return sum(self._sums({name: float((gradient * update[name]).sum()) for name, gradient in gradients.items()}).values())
+        return sum(self._sums(_numbers({name: (gradient * update[name]).sum() for name, gradient in gradients.items()})).values())
 
     def squares(self, update: Update) -> dict[str, float]:
         """The squared length of each layer's update."""
-        parts = self._sums({key: float(change.double().square().sum()) for key, change in update.items()})
+        parts = self._sums(_numbers({key: torch.linalg.vector_norm(change, dtype=torch.float64) ** 2 for key, change in update.items()}))
         return {name: sum(parts[key] for key in keys) for name, keys in self._keys.items()}
 
     def _sums(self, values: Mapping[str, float]) -> dict[str, float]:
         return dict(zip(values, distributed.sum_shards(list(values.values()), [self.weights[name] for name in values]), strict=True))
 
     @torch.no_grad()
-    def response(self, update: Update) -> dict[str, float]:
-        """tr(D M D^T) by layer, for an update D and the retained data's Gram M."""
-        values = {name: self._response(name, update) for name in self._layers}
+    def response(self, update: Update, known: Mapping[str, Tensor] = _NOTHING) -> dict[str, float]:
+        """tr(D M D^T) by layer, for an update D and the retained data's Gram M.
+
+        Args:
+            update: What D is of each layer.
+            known: Of some layers, what ``proposal`` found already: of this process's part.
+        """
+        values = _numbers({name: known[name] if name in known else self._response(name, update) for name in self._layers})
         found = {**values, **self._sums({name: value for name, value in values.items() if self._local[name]})}
         return {name: max(value, 0.0) if value == value else value for name, value in found.items()}  # rounding may bring it below
 
-    def _response(self, name: str, update: Update) -> float:
+    def _response(self, name: str, update: Update) -> Tensor:
         matrix = self._matrix(name, update).to(self._matrices[name].dtype)
-        return float(((matrix @ self._matrices[name]) * matrix).sum())
+        return ((matrix @ self._matrices[name]) * matrix).sum()
 
-    def relative(self, update: Update) -> float:
-        """Sum tr(D M D^T) / sum tr(W M W^T): squared change of the response to the retained data, relative to the original response."""
+    def relative(self, update: Update, known: Mapping[str, Tensor] = _NOTHING) -> float:
+        """Sum tr(D M D^T) / sum tr(W M W^T): squared change of the response to the retained data, relative to the original response.
+
+        Args:
+            update: D.
+            known: As in ``response``.
+        """
+        return self._relative(self.response(update, known))
+
+    def _relative(self, response: Mapping[str, float]) -> float:
         energy = sum(self._energy.values())
-        return sum(self.response(update).values()) / energy if energy else 0.0
+        return sum(response.values()) / energy if energy else 0.0
 
     def longest(self, update: Update) -> float:
         """The factor by which ``update`` is as long as the original weights together."""
-        weights, length = sum(self.squares(self._original).values()), sum(self.squares(update).values())
-        return (weights / length) ** 0.5 if length else 1.0
+        length = math.sqrt(sum(self.squares(update).values()))
+        return self._length / length if length and self._length else 1.0
+
+    def _response_of_change(self) -> dict[str, float]:
+        if self._changed is None:
+            self._changed = self.response(self._change)
+        return self._changed
 
     def interference(self) -> dict[str, float]:
         """The relative squared change of each layer's response to the retained data since the start, to first order."""
-        changed = self.response(self._change)
+        changed = self._response_of_change()
         return {name: changed[name] / energy if energy else 0.0 for name, energy in self._energy.items()}
 
     @property
     def total_interference(self) -> float:
         """As ``interference``, over all layers together."""
-        return self.relative(self._change)
+        return self._relative(self._response_of_change())
 
     @torch.no_grad()
-    def proposal(self) -> Update:
-        """What the optimizer did since the last ``commit``, filtered; the weights are put back."""
-        update = {name: part - (self._original[name] + self._change[name]) for name, part in self._parts().items()}
+    def proposal(self) -> tuple[Update, dict[str, Tensor]]:
+        """What the optimizer did since the last ``commit``, filtered; the weights are put back.
+
+        Returns:
+            The update, and its response in the layers where filtering it says that too: for ``response`` and ``relative``.
+        """
+        update = {name: self._original[name] + self._change[name] for name in self.weights}
+        for name, part in self._parts().items():
+            torch.sub(part, update[name], out=update[name])
+        known: dict[str, Tensor] = {}
         if not self._released:
-            self.filter_(update)
+            known = self.filter_(update)
             self.balance_(update)
         self.undo()
-        return update
+        return update, {name: response * self._scales[name] ** 2 for name, response in known.items()}
 
     def release(self) -> None:
         """From now on updates pass as they are: for steps that look at the retained data itself."""
         self._released = True
 
     @torch.no_grad()
-    def filter_(self, update: Update) -> None:
-        """Take from ``update`` what may not pass, in place."""
+    def filter_(self, update: Update) -> dict[str, Tensor]:
+        """Take from ``update`` what may not pass, in place.
+
+        Returns:
+            tr(D M D^T) of what is left, in the layers where that costs next to nothing; of sharded layers of this process's part.
+        """
+        known = {}
         for name in self._layers:
             together, dtype = self._together(name, update), _matrix_type(update[name])
             columns = self._columns(name, together)
-            matrix = torch.cat(columns, -1).to(dtype)
-            allowed = self.projectors[name](matrix)
+            matrix = (columns[0] if len(columns) == 1 else torch.cat(columns, -1)).to(dtype)
+            allowed, response = self.projectors[name].measured(matrix)
             if name in self._scaled:
                 allowed = allowed + self._scaled[name](matrix, self._matrix(name, self._original).to(dtype))
+            elif response is not None:
+                known[name] = response
             for column, part in zip(columns, allowed.split([column.shape[-1] for column in columns], -1), strict=True):
                 column.copy_(part)
             for key, whole in together.items():
                 if whole is not update[key]:
                     update[key].copy_(distributed.part_of(whole, self.weights[key]))
+        return known
 
     @torch.no_grad()
     def balance_(self, update: Update) -> None:
         """Weigh the layers of ``update`` against each other, in place."""
         for name, keys in self._keys.items():
-            for key in keys:
+            for key in keys if self._scales[name] != 1 else ():
                 update[key].mul_(self._scales[name])
 
     @torch.no_grad()
     def undo(self) -> None:
         """Put the weights back to where the last ``commit`` left them."""
         for name, part in self._parts().items():
-            part.copy_(self._original[name] + self._change[name])
+            torch.add(self._original[name], self._change[name], out=part)
         self._written()
 
     @torch.no_grad()
@@ -197,6 +239,7 @@ class UpdateGuard:
         """Make ``length * update`` part of the change."""
         for name, change in self._change.items():
             change.add_(update[name], alpha=length)
+        self._changed = None
         self.undo()
 
     @contextmanager
@@ -239,7 +282,7 @@ class UpdateGuard:
                 raise ValueError(f"the saved state is of the layers {sorted(state[part])}, the model has {sorted(own)}")
             for name, value in own.items():
                 value.copy_(state[part][name])
-        self._energy = self.response(self._original)
+        self._take_down_original()
         self.undo()
 
 
@@ -258,6 +301,13 @@ def _weight(layer: nn.Module) -> nn.Parameter:
     if not isinstance(weight, nn.Parameter):
         raise TypeError(f"{type(layer).__name__}.weight is not a parameter")
     return weight
+
+
+def _numbers(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as numbers: a device is waited for once, not for each."""
+    device = next(iter(tensors.values())).device if tensors else None
+    together = [tensor.to(device, torch.float64) for tensor in tensors.values()]
+    return dict(zip(tensors, torch.stack(together).tolist(), strict=True)) if together else {}
 
 
 def _matrix_type(weight: Tensor) -> torch.dtype:

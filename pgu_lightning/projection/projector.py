@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from pgu_lightning.projection.rules import Rule
-from pgu_lightning.projection.spectrum import Spectrum
+from pgu_lightning.projection.rules import Rule, Soft
+from pgu_lightning.projection.spectrum import Damped, Spectrum
+
+Filter = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""Maps an update, (groups, out, dim), to what passes of it, D, and to tr(D M D^T) where that costs next to nothing; None elsewhere."""
 
 
 class Projector:
     """Removes from an update what would change the layer's response to the retained data.
 
     For a hard rule this is the solution of: the update nearest to D, subject to D U = 0, with U the protected eigenvectors. The cheaper
-    of ``(D N) N^T`` and ``D - (D U) U^T`` is used, N being the free ones.
+    of ``(D N) N^T`` and ``D - (D U) U^T`` is used, N being the free ones: at most the cost of the dense P, which other rules have.
 
     Args:
-        spectrum: Decomposed Gram matrix of the retained data.
+        spectrum: Decomposed Gram matrix of the retained data; a ``Damped`` one was made for ``rule``.
         rule: Eigenvalues to gains.
         like: A tensor whose device and floating type the projector shall have.
 
@@ -25,6 +30,7 @@ class Projector:
         rank: Directions of which less than half passes, over all groups.
         free: The other directions.
         clamped: As in the spectrum.
+        measured: Filters an update, (groups, out, dim), and says what its response to the retained data is, where that is known by then.
 
     Example:
         >>> from pgu_lightning.projection.rules import Hard
@@ -34,24 +40,58 @@ class Projector:
         [[[0.0, 4.0]]]
     """
 
-    def __init__(self, spectrum: Spectrum, rule: Rule, like: Tensor | None = None) -> None:
+    def __init__(self, spectrum: Spectrum | Damped, rule: Rule, like: Tensor | None = None) -> None:
         like = torch.empty(0) if like is None else like
-        gains, vectors = rule(spectrum.values), spectrum.vectors
+        gains = rule(spectrum.values)
         passes = gains > 0.5
         self.dim = gains.shape[-1]
         self.rank, self.free = int((~passes).sum()), int(passes.sum())
         self.clamped = spectrum.clamped
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self._basis: Tensor | None = None
-        if len(gains) == 1 and bool(((gains == 0) | (gains == 1)).all()):
-            self._complement = self.rank < self.free
-            self._basis = vectors[..., passes[0] != self._complement].to(like.device, dtype)
+
+        def placed(tensor: Tensor) -> Tensor:
+            return tensor.to(like.device, dtype)
+
+        self.measured: Filter
+        if isinstance(spectrum, Damped) or len(gains) > 1 or not bool(((gains == 0) | (gains == 1)).all()):
+            turn = placed(rule.turn(spectrum.values)[..., 0]) if isinstance(rule, Soft) else None
+            self.measured = _dense(placed(spectrum.filter if isinstance(spectrum, Damped) else spectrum.operator(gains)), turn)
         else:
-            self._dense = ((vectors * gains[:, None, :]) @ vectors.mT).to(like.device, dtype)
+            of_vectors = passes[0, -spectrum.vectors.shape[-1] :]
+            if self.rank < self.free:
+                self.measured = _without(placed(spectrum.vectors[..., ~of_vectors]))
+            else:
+                self.measured = _within(placed(spectrum.vectors[..., of_vectors]), placed(spectrum.values[passes]))
 
     def __call__(self, update: Tensor) -> Tensor:
         """Filter ``update``, (groups, out, dim)."""
-        if self._basis is None:
-            return update @ self._dense
-        inside = (update @ self._basis) @ self._basis.mT
-        return update - inside if self._complement else inside
+        return self.measured(update)[0]
+
+
+def _dense(matrix: Tensor, turn: Tensor | None) -> Filter:
+    """D = U P. Of the soft rule P = a (M + a)^-1, so M P = a (I - P), and tr(D M D^T) is a times the inner product of D and U - D."""
+
+    def apply(update: Tensor) -> tuple[Tensor, Tensor | None]:
+        allowed = update @ matrix
+        return allowed, None if turn is None else (turn * ((update - allowed) * allowed).sum((-2, -1))).sum()
+
+    return apply
+
+
+def _without(protected: Tensor) -> Filter:
+    """D = U - (U B) B^T, B the protected eigenvectors."""
+
+    def apply(update: Tensor) -> tuple[Tensor, Tensor | None]:
+        return update - (update @ protected) @ protected.mT, None
+
+    return apply
+
+
+def _within(free: Tensor, values: Tensor) -> Filter:
+    """D = (U N) N^T, N the free eigenvectors with these values; tr(D M D^T) is the sum of the values times the squares of U N."""
+
+    def apply(update: Tensor) -> tuple[Tensor, Tensor | None]:
+        parts = update @ free
+        return parts @ free.mT, (parts.square() * values).sum()
+
+    return apply

@@ -12,7 +12,7 @@ from torch import Tensor
 Rule = Callable[[Tensor], Tensor]
 """Maps eigenvalues, (groups, dim) ascending and >= 0, to gains of the same shape."""
 
-_NOISE = 2e-7
+NOISE = 2e-7
 """Eigenvalues below this share of the largest are rounding: float32 products of 5 to 16,384 rows put up to 8e-8 there."""
 
 
@@ -43,7 +43,7 @@ class Hard:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Gains of 0 and 1."""
-        reached = values > _NOISE * values.amax(-1, keepdim=True)
+        reached = values > NOISE * values.amax(-1, keepdim=True)
         mass = torch.where(reached, values if self.spectrum == "energy" else values.sqrt(), 0.0)
         leading = mass.flip(-1).cumsum(-1)
         # A direction is protected if those ahead of it do not yet hold the share.
@@ -73,7 +73,11 @@ class Soft:
         if not self.damping > 0:
             raise ValueError(f"damping must be above 0, got {self.damping}")
 
+    def turn(self, values: Tensor) -> Tensor:
+        """The eigenvalue a at which half passes, (groups, 1)."""
+        return self.damping * values.mean(-1, keepdim=True) * (values.shape[-1] > 1)
+
     def __call__(self, values: Tensor) -> Tensor:
         """Gains in [0, 1]."""
-        turn = self.damping * values.mean(-1, keepdim=True) * (values.shape[-1] > 1)
+        turn = self.turn(values)
         return torch.where(values > 0, turn / (values + turn).clamp(min=torch.finfo(values.dtype).tiny), 1.0)

@@ -50,7 +50,7 @@ class Scale:
             layer: Its kind decides whether ``last`` counts.
             like: A tensor whose device and floating type the space shall have.
         """
-        protected = rule(spectrum.values) == 0  # (groups, dim), ascending
+        protected = rule(spectrum.values)[:, -spectrum.vectors.shape[-1] :] == 0  # (groups, r), ascending
         # Groups may protect different numbers: what one of them does not is a column of zeros there.
         basis = (spectrum.vectors * protected[:, None, :])[..., protected.any(0)]
         if isinstance(layer, nn.Linear):

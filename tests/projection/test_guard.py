@@ -61,7 +61,7 @@ def train(modules, guard, optimizer, steps, clip=lambda p: None, generator=None)
             weight.grad = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
         clip(weights)
         optimizer.step()
-        guard.commit(guard.proposal())
+        guard.commit(guard.proposal()[0])
 
 
 def norm(parts):
@@ -115,7 +115,7 @@ def test_nothing_leaks_of_weight_and_bias(make, clip):
             weight.grad = torch.randn(weight.shape)
         clip(weights)
         optimizer.step()
-        guard.commit(guard.proposal())
+        guard.commit(guard.proposal()[0])
     for name, basis in bases.items():
         change = pair(name) - before[name]
         assert norm(change[..., -1]) > 0.1 * norm(change) / math.sqrt(change.shape[-1])
@@ -168,6 +168,25 @@ def test_interference():
     assert guard.relative(update) == pytest.approx(sum(expected.values()) / sum(energy.values()), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("rule", "known_layers"), [(Soft(0.1), {"linear", "conv", "grouped"}), (Hard(0.99), {"linear", "conv"}), (Hard(0.3), set())]
+)
+def test_what_a_proposal_knows_of_its_response(rule, known_layers):
+    """Of balanced layers too: what is known is what would be found."""
+    modules, matrices = layers(), grams((20, 18, 9))
+    spectra = {name: Spectrum.of(Gram(torch.from_numpy(matrix), 60)) for name, matrix in matrices.items()}
+    projectors = {name: Projector(spectrum, rule, modules[name].weight) for name, spectrum in spectra.items()}
+    guard = UpdateGuard(modules, projectors, {name: spectrum.matrix for name, spectrum in spectra.items()}, balanced=True)
+    with torch.no_grad():
+        for layer in modules.values():
+            layer.weight += torch.randn_like(layer.weight)
+    update, known = guard.proposal()
+    assert known.keys() == known_layers
+    expected = {name: oracles.response(matrix_of(change, GROUPS[name]), matrices[name]) for name, change in update.items()}
+    assert guard.response(update, known) == pytest.approx(expected, rel=1e-4)
+    assert guard.relative(update, known) == pytest.approx(guard.relative(update), rel=1e-4)
+
+
 def test_protected_updates_have_no_negative_interference():
     """Rounding must not make a squared length negative: its root is taken."""
     modules, matrices = layers(), grams((3, 4, 2))
@@ -177,7 +196,8 @@ def test_protected_updates_have_no_negative_interference():
         for layer in modules.values():
             layer.weight.grad = torch.randn_like(layer.weight)
         optimizer.step()
-        update = guard.proposal()
+        update, known = guard.proposal()
+        assert 0 <= guard.relative(update, known) < 1e-7
         assert 0 <= guard.relative(update) < 1e-7
         guard.commit(update)
         assert min(guard.interference().values()) >= 0
@@ -207,7 +227,7 @@ def test_a_proposal_puts_the_weights_back_and_a_commit_moves_them():
     before = bits(modules)
     for layer in modules.values():
         layer.weight.data.add_(torch.randn_like(layer.weight))
-    update = guard.proposal()
+    update, _ = guard.proposal()
     assert bits(modules) == before
     start = {name: layer.weight.detach().clone() for name, layer in modules.items()}
     guard.commit(update, 0.25)
@@ -219,7 +239,7 @@ def test_no_change_is_no_change():
     modules = layers()
     guard = guarded(modules, grams((3, 4, 2)), Hard(1.0))
     before = bits(modules)
-    guard.commit(guard.proposal())
+    guard.commit(guard.proposal()[0])
     guard.undo()
     assert bits(modules) == before
 
@@ -329,7 +349,7 @@ def test_balanced_layers_give_the_best_update_for_its_interference():
     with torch.no_grad():
         for name, layer in layers.items():
             layer.weight -= gradients[name]
-    update = guard.proposal()
+    update, _ = guard.proposal()
     factors = []
     for name, x in inputs.items():
         matrix = (x.T @ x).numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pgu_lightning.projection import Hard, Projector, Soft, Spectrum
 from pgu_lightning.statistics import Gram
@@ -50,8 +51,16 @@ def test_against_the_dense_matrix(groups, dim, rank, rule):
     assert projector.dim == dim
     assert (projector.rank, projector.free) == ((gains <= 0.5).sum(), (gains > 0.5).sum())
     if isinstance(rule, Hard):
-        assert projector._basis is None or projector._basis.shape[-1] <= dim / 2  # the cheaper side
+        with FlopCounterMode(display=False) as counter:
+            projector(update)
+        thin = counts[0] if groups == 1 and counts[0] < dim / 2 else dim - counts[0]
+        assert counter.get_total_flops() == (2 * groups * 4 * dim * dim if groups > 1 else 4 * 4 * dim * thin)  # the cheaper side
         torch.testing.assert_close(projector(projector(update)), projector(update), rtol=0, atol=1e-12)
+    allowed, response = projector.measured(update)
+    free_of_charge = isinstance(rule, Soft) or (groups == 1 and counts[0] >= dim / 2)
+    assert (response is not None) == free_of_charge
+    if free_of_charge:
+        assert float(response) == pytest.approx(oracles.response(allowed.numpy(), matrix), rel=1e-9, abs=1e-9)
     single = project(matrix, rule, update.float())(update.float())
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single.numpy(), projector(update).numpy(), atol=1e-5)
@@ -84,3 +93,14 @@ def test_half_precision_is_filtered_in_float32():
 def test_the_clamped_share_is_handed_on():
     matrix = np.diag([3.0, -1.0])[None]
     assert project(matrix, Hard()).clamped == 0.25
+
+
+@pytest.mark.parametrize("rule", [Hard(1.0), Hard(0.5), Soft(0.1), lambda values: 1 / (1 + values)], ids=["hard", "half", "soft", "own"])
+def test_few_rows(rule):
+    """The range alone is decomposed: what passes is the same."""
+    matrix, update = gram(1, 60, 5, seed=1), torch.randn(1, 4, 60, dtype=torch.float64)
+    thin, full = (Spectrum.of(Gram(torch.from_numpy(matrix), rows)) for rows in (5, 60))
+    assert (thin.vectors.shape[-1], full.vectors.shape[-1]) == (13, 60)
+    one, other = (Projector(spectrum, rule, update) for spectrum in (thin, full))
+    np.testing.assert_allclose(one(update).numpy(), other(update).numpy(), atol=1e-10)
+    assert (one.rank, one.free) == (other.rank, other.free)

@@ -52,8 +52,9 @@ def guard_of(model, space):
     modules = dict(named_layers(model))
     layers = {name: modules[name] for name in space.protected}
     moved = {name: layers[name].bias for name in ("attention.out_proj", "grouped", "up")}
-    spectra = Spectrum.of_all({name: space.gram_of(name, name in moved) for name in layers})
     rules = {name: Hard(0.8) if number % 2 else Soft() for number, name in enumerate(layers)}
+    soft = {name: rule for name, rule in rules.items() if isinstance(rule, Soft)}
+    spectra = Spectrum.of_all({name: space.gram_of(name, name in moved) for name in layers}, soft)
     projectors = {name: Projector(spectra[name], rules[name], weight_of(layers[name])) for name in layers}
     unmoved = [name for name, rule in rules.items() if rule == Hard(0.8) and name not in moved]
     scaled = {name: Scale().of(spectra[name], rules[name], layers[name], weight_of(layers[name])) for name in unmoved}
@@ -87,9 +88,12 @@ def check(rank, store):
     parts = {name: distributed.part_of(change, split.weights[name]).clone() for name, change in update.items()}
     for name, change in update.items():
         assert_close(distributed.whole(parts[name], split.weights[name]), change, rtol=0, atol=0)
-    for guard, changes in ((plain, update), (split, parts)):
-        guard.filter_(changes)
-        guard.balance_(changes)
+    known = [guard.filter_(changes) for guard, changes in ((plain, update), (split, parts))]
+    assert known[0].keys() == known[1].keys() != set()
+    assert_close(split.response(parts, known[1]), plain.response(update, known[0]), rtol=1e-5, atol=1e-7)
+    assert_close(plain.response(update, known[0]), plain.response(update), rtol=1e-4, atol=1e-7)
+    plain.balance_(update)
+    split.balance_(parts)
     for figures in ("response", "squares"):
         assert_close(getattr(split, figures)(parts), getattr(plain, figures)(update), rtol=1e-5, atol=1e-7)
     plain.commit(update, 0.5)
@@ -99,7 +103,7 @@ def check(rank, store):
     assert_close(split.interference(), plain.interference(), rtol=1e-5, atol=1e-9)
 
     distributed.follow(None)
-    spectra = distributed.spread([3.0, 1.0], lambda task: (torch.rand(2, 3).mT,), lambda task: (torch.empty(3, 2),))
+    spectra = distributed.spread([3.0, 1.0], lambda task: (torch.rand(2, 3 + task).mT,))
     assert len({str(found) for found in distributed.gather([part[0].tolist() for part in spectra])}) == 1
     dist.destroy_process_group()
 
