@@ -6,6 +6,7 @@ p_y).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -115,33 +116,54 @@ def _entropy(logits: Tensor) -> Tensor:
 
 @dataclass
 class Margin(_Fixed):
-    """mean softplus(margin - threshold), for classes: the gradient does not vanish where p_y is near 1.
-
-    When all is forgotten and members can still be told from validation samples of the class, the threshold goes down.
+    """mean softplus(margin - threshold): the gradient does not vanish where p_y is near 1.
 
     Attributes:
         threshold: Margin below which a sample counts as forgotten.
-        push: How far the threshold goes down at a time.
-        lowest: How far in all.
-        errors: Membership counts as gone below 0.5 + this many standard errors of the AUC.
     """
 
     threshold: float = 0.0
-    push: float = 2.0
-    lowest: float = -8.0
-    errors: float = 2.0
 
     def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
         """The mean loss over a batch."""
         return F.softplus(margin(logits, target) - self.threshold).mean()
 
+
+@dataclass
+class GoneClasses(_Fixed):
+    """The label of a class that is gone is no answer any more, and what was trained on cannot be told from what was not.
+
+    mean h(max(m_i - t_i, 0)), h(d) = d^2 / 4, from 8 on linear: the last samples that hold out weigh most. At first t_i is ``lowest`` for
+    all. When all is forgotten and members can still be told from validation samples of the class, t_i becomes the margin that these have
+    under the present model, at the rank that m_i has in the forget set; and again, as long as that brings the membership AUC down.
+
+    Attributes:
+        lowest: Margin that is low enough for any sample: at -4 the label has a probability of .018.
+        errors: Membership counts as gone below 0.5 + this many standard errors of the AUC.
+        progress: A further goal must have brought the AUC down by this many standard errors, or it was the last.
+    """
+
+    lowest: float = -4.0
+    errors: float = 2.0
+    progress: float = 0.5
+    _goals: Tensor | None = field(default=None, repr=False)
+    _auc: float = field(default=math.inf, repr=False)
+
+    def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
+        """The mean loss over a batch."""
+        own = margin(logits, target)
+        goals = torch.full_like(own, self.lowest) if self._goals is None else _of(samples, self._goals, own)
+        return F.huber_loss(own.maximum(goals), goals, delta=8.0) / 2
+
     def refine(self, forget: Scores, validation: Scores | None) -> bool:
-        """Lower the threshold while the membership trace is above noise."""
-        if validation is None or not len(validation) or self.threshold <= self.lowest:
+        """Aim at the validation samples' margins while the membership trace is above noise and goes down."""
+        if validation is None or not len(validation):
             return False
-        if mia_auc(forget, validation) <= 0.5 + self.errors * auc_standard_error(len(forget), len(validation)):
+        auc, error = mia_auc(forget, validation), auc_standard_error(len(forget), len(validation))
+        if auc <= 0.5 + self.errors * error or auc > self._auc - self.progress * error:
             return False
-        self.threshold = max(self.threshold - self.push, self.lowest)
+        self._auc = auc
+        self._goals = _at_its_rank(forget.margin, validation.margin.sort().values).clamp(max=self.lowest)
         return True
 
 

@@ -11,18 +11,18 @@ from typing import Any, Literal
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
-from pgu_lightning.objectives import Calibrated, Margin, Objective, WrongLabels
+from pgu_lightning.objectives import Calibrated, GoneClasses, Objective, WrongLabels
 from pgu_lightning.projection import Hard, Rule, Scale, Soft
 from pgu_lightning.requests import Kind
 from pgu_lightning.stopping import AccuracyGap, Forgotten, StopRule
 
 
 def _default_objectives() -> dict[Kind, Objective]:
-    return {"class": Margin(), "samples": Calibrated(), "poison": WrongLabels()}
+    return {"class": GoneClasses(), "samples": Calibrated(), "poison": WrongLabels()}
 
 
 def _default_stops() -> dict[Kind, StopRule]:
-    return {"class": Forgotten(), "samples": AccuracyGap(slack=0.005, loss=0.02), "poison": Forgotten(slack=0.005)}
+    return {"class": Forgotten(loss=0.1), "samples": AccuracyGap(slack=0.005, loss=0.05), "poison": Forgotten(slack=0.005)}
 
 
 def _unit_step(parameters: Iterable[Parameter]) -> Optimizer:
@@ -83,7 +83,7 @@ class Settings:
     bias: Literal["frozen", "augment"] = "frozen"
     optimizer: Callable[[Iterable[Parameter]], Optimizer] = _unit_step
     scheduler: Callable[[Optimizer], Any] | None = None
-    batch_size: int = 500
+    batch_size: int = 250
     dropout: bool = False
     preflight: bool | Literal["only"] = True
     gram_place: Literal["device", "cpu"] | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from pgu_lightning.evaluation.scores import Scores
-from pgu_lightning.objectives import Calibrated, Depoison, Margin, Published, WrongLabels, anchor
+from pgu_lightning.objectives import Calibrated, Depoison, GoneClasses, Margin, Published, WrongLabels, anchor
 from tests import oracles
 
 
@@ -227,42 +225,57 @@ def test_what_is_unlikely_already_is_not_pulled_up():
     assert not logits.grad.any()
 
 
-# The further goal of Margin
+# Classes that are gone
 
 
 def auc(forget, validation):
     return roc_auc_score([1] * len(forget) + [0] * len(validation), [*forget, *validation])
 
 
+TOLD_APART = ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10)
+
+
+def gone(own, goals):
+    """The loss in float64, one sample at a time."""
+    above = [max(value - goal, 0.0) for value, goal in zip(own, goals, strict=True)]
+    return np.mean([d**2 / 4 if d < 8 else 4 * d - 16 for d in above])
+
+
+@given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=9), st.sampled_from([-4.0, 0.0]))
+@settings(deadline=None, max_examples=40)
+def test_a_gone_class_is_pulled_below_the_lowest_margin(own, lowest):
+    assert float(loss_of(GoneClasses(lowest), *logits_of(own))) == pytest.approx(gone(own, [lowest] * len(own)), rel=1e-4, abs=1e-5)
+
+
+def test_the_further_goal_is_the_validation_margin_at_the_same_rank_and_never_a_higher_one():
+    objective, validation = GoneClasses(), [-5.0, -1.0, -9.0] * 20
+    assert objective.refine(of_margins([-1.0, 2.0, 0.0] * 20), of_margins(validation))
+    samples = torch.tensor([1, 0, 2])
+    found = objective(*logits_of([2.0, -1.0, 0.0]), samples)
+    assert float(found) == pytest.approx(gone([2.0, -1.0, 0.0], [-4.0, -9.0, -5.0]), rel=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("forget", "validation", "threshold", "goes_to"),
+    ("forget", "validation", "further"),
     [
-        ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10, 0.0, -2.0),
-        ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10, -6.0, -8.0),
-        ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10, -7.0, -8.0),
-        ([2.0, 3.0, 4.0] * 10, [-2.0, -3.0, -4.0] * 10, -8.0, None),
-        ([2.0, 3.0, 4.0] * 10, None, 0.0, None),
-        ([2.0, 3.0, 4.0] * 10, [], 0.0, None),
-        ([2.0, 3.0, 4.0] * 10, [2.0, 3.0, 4.0] * 10, 0.0, None),
-        ([-2.0] * 10, [3.0] * 10, 0.0, None),
-        ([1.0, 3.0], [0.0, 2.0], 0.0, None),
+        (*TOLD_APART, True),
+        (TOLD_APART[0], None, False),
+        (TOLD_APART[0], [], False),
+        (TOLD_APART[0], TOLD_APART[0], False),
+        ([-2.0] * 10, [3.0] * 10, False),
+        ([1.0, 3.0], [0.0, 2.0], False),
     ],
-    ids=[
-        "told apart",
-        "again",
-        "to the end",
-        "no further",
-        "no validation",
-        "none of the class",
-        "alike",
-        "the other way",
-        "too few to tell",
-    ],
+    ids=["told apart", "no validation", "none of the class", "alike", "the other way", "too few to tell"],
 )
-def test_refine(forget, validation, threshold, goes_to):
-    objective = Margin(threshold=threshold)
-    assert objective.refine(of_margins(forget), None if validation is None else of_margins(validation)) is (goes_to is not None)
-    assert objective.threshold == (threshold if goes_to is None else goes_to)
+def test_refine(forget, validation, further):
+    assert GoneClasses().refine(of_margins(forget), None if validation is None else of_margins(validation)) is further
+
+
+def test_a_goal_that_brought_nothing_was_the_last():
+    objective = GoneClasses()
+    validation = of_margins(np.linspace(-1, 1, 50))
+    for shift, further in ((2.0, True), (1.0, True), (0.99, False)):
+        assert objective.refine(of_margins(np.linspace(-1, 1, 50) + shift), validation) is further
 
 
 @given(st.integers(2, 60), st.integers(2, 60), st.floats(0, 1.5), st.integers(0, 99), st.sampled_from([0.0, 1.0, 2.0]))
@@ -271,16 +284,7 @@ def test_refine_asks_whether_the_trace_is_above_noise(n, m, shift, seed, errors)
     generator = np.random.default_rng(seed)
     forget, validation = (generator.normal(loc, size=size).astype(np.float32) for loc, size in ((shift, n), (0, m)))
     bound = 0.5 + errors * np.sqrt((n + m + 1) / (12 * n * m))
-    assert Margin(errors=errors).refine(of_margins(forget), of_margins(validation)) is bool(auc(forget, validation) > bound)
-
-
-def test_a_lower_threshold_is_a_higher_loss():
-    logits, target = torch.randn(9, 4), torch.arange(9) % 4
-    objective = Margin()
-    before = float(loss_of(objective, logits, target))
-    lowered = copy.copy(objective)
-    assert lowered.refine(of_margins([5.0] * 30), of_margins([-5.0] * 30))
-    assert float(loss_of(lowered, logits, target)) > before
+    assert GoneClasses(errors=errors).refine(of_margins(forget), of_margins(validation)) is bool(auc(forget, validation) > bound)
 
 
 # The anchor
