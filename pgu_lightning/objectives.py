@@ -19,15 +19,26 @@ from pgu_lightning.evaluation.membership import auc_standard_error, mia_auc
 from pgu_lightning.evaluation.scores import Scores, margin
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of the original model before the first step.
+
+    Attributes:
+        validation: Its scores on validation data; None without.
+        probabilities: Its answers to validation data, (samples, classes); None without.
+        training: Quantiles of its margins on the training data, evenly spaced, ascending; empty where the statistics have none.
+    """
+
+    validation: Scores | None
+    probabilities: Tensor | None = None
+    training: Sequence[float] = ()
+
+
 class Objective(Protocol):
     """A forget loss. ``_target_`` in a config may name any class with these four methods."""
 
-    def prepare(self, validation: Scores | None, probabilities: Tensor | None) -> None:
-        """Look at what the original model makes of validation data, once, before the first step.
-
-        Args:
-            validation: Its scores; None without validation data.
-            probabilities: Its answers, (samples, classes); None likewise.
+    def prepare(self, known: Known) -> None:
+        """Look at what is known of the original model, once, before the first step.
 
         Raises:
             ValueError: If the objective needs validation data and has none.
@@ -55,7 +66,7 @@ class Objective(Protocol):
 
 
 class _Fixed:
-    def prepare(self, validation: Scores | None, probabilities: Tensor | None) -> None:
+    def prepare(self, known: Known) -> None:
         """Nothing to look at."""
 
     def look(self, forget: Scores) -> None:
@@ -174,28 +185,77 @@ class Calibrated(_Fixed):
     mean smooth_l1(m_i, t_i), where t_i is the validation margin at the rank that m_i has in the forget set: the optimal coupling of the two
     distributions, taken anew after each epoch. It has a fixed point, so running on does no harm. Validation margins are always the original
     model's.
+
+    A forget set may be harder or easier than validation data. How hard a sample is shows in its margin already while it is remembered, by
+    its rank among all training samples. Rank while trained on and rank while not are taken to be coupled by a Gaussian copula, and
+    validation samples are weighed by how likely they are as hard as the forget set's.
+
+    Attributes:
+        coupling: Correlation of that copula, in [0, 1); 0 takes every forget set to be as hard as validation data.
     """
 
+    coupling: float = 0.85
     _validation: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    _training: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    _places: Tensor | None = field(default=None, repr=False)
     _goals: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
-    def prepare(self, validation: Scores | None, probabilities: Tensor | None) -> None:
-        """Take down the validation margins."""
-        if validation is None or not len(validation):
+    def __post_init__(self) -> None:
+        if not 0 <= self.coupling < 1:
+            raise ValueError(f"coupling is a correlation in [0, 1), got {self.coupling}")
+
+    def prepare(self, known: Known) -> None:
+        """Take down the margins of validation and training data."""
+        if known.validation is None or not len(known.validation):
             raise ValueError(
                 "Forgetting samples aims at how the model treats data it never saw, so it needs validation data (1,000 samples fix the "
                 "forget accuracy to about +-.01). Give the trainer a validation loader, or choose another objective, such as Margin()."
             )
-        self._validation = validation.margin.sort().values
+        self._validation = known.validation.margin.sort().values
+        self._training = torch.tensor(known.training, dtype=torch.float64)
 
     def look(self, forget: Scores) -> None:
-        """Set each sample's goal by its rank."""
-        self._goals = _at_its_rank(forget.margin, self._validation)
+        """Set each sample's goal by its rank; the first time, under the original model, see how hard the forget set is."""
+        if self._places is None:
+            hardness = torch.searchsorted(self._training, forget.margin.double()) / max(len(self._training), 1)
+            self._places = places(hardness if len(self._training) else torch.empty(0), len(self._validation), self.coupling)
+        self._goals = _at_its_rank(forget.margin, self._validation, self._places)
 
     def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
         """The mean loss over a batch."""
         own = margin(logits, target)
         return F.smooth_l1_loss(own, _of(samples, self._goals, own))
+
+
+def places(hardness: Tensor, rows: int, coupling: float) -> Tensor:
+    """Where each of some validation samples, in the order of their margins, stands in the distribution that a forget set is to have.
+
+    Under a Gaussian copula, a sample whose normal score is x among the trained has one of N(coupling x, 1 - coupling^2) among the unseen.
+    The density of that mixture over the standard normal one is a validation sample's weight.
+
+    Args:
+        hardness: Rank of each forget sample among the training samples, in [0, 1]; empty if nothing is known of it.
+        rows: Number of validation samples.
+        coupling: Correlation of the copula.
+
+    Returns:
+        The cumulative weight up to the middle of each validation sample, (rows,), ascending in [0, 1].
+
+    Example:
+        >>> places(torch.empty(0), 4, 0.85).tolist()
+        [0.125, 0.375, 0.625, 0.875]
+        >>> bool((places(torch.tensor([0.9, 0.8]), 4, 0.85) < places(torch.empty(0), 4, 0.85)).all())
+        True
+    """
+    seen = torch.special.ndtri((torch.arange(rows, dtype=torch.float64) + 0.5) / rows)
+    weights = torch.ones_like(seen)
+    if len(hardness) and coupling:
+        trained = torch.special.ndtri(hardness.double().clamp(0.005, 0.995))
+        spread = math.sqrt(1 - coupling**2)
+        exponent = (seen.square() - ((seen - coupling * trained[:, None]) / spread).square()) / 2
+        weights = exponent.exp().mean(0)
+    weights /= weights.sum()
+    return (weights.cumsum(0) - weights / 2).float()
 
 
 @dataclass
@@ -214,12 +274,12 @@ class WrongLabels(_Fixed):
     _validation: Mapping[int, Tensor] = field(default_factory=dict, repr=False)
     _goals: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
-    def prepare(self, validation: Scores | None, probabilities: Tensor | None) -> None:
+    def prepare(self, known: Known) -> None:
         """Take down each label's margins over the validation samples of other classes."""
-        if validation is not None and probabilities is not None:
-            margins = torch.logit(probabilities.double(), eps=1e-12).float()
-            labels = range(probabilities.shape[1])
-            self._validation = {label: margins[validation.label != label, label].sort().values for label in labels}
+        if known.validation is not None and known.probabilities is not None:
+            margins = torch.logit(known.probabilities.double(), eps=1e-12).float()
+            labels = range(known.probabilities.shape[1])
+            self._validation = {label: margins[known.validation.label != label, label].sort().values for label in labels}
 
     def look(self, forget: Scores) -> None:
         """Set each sample's goal by its rank among those of its label."""
@@ -236,13 +296,18 @@ class WrongLabels(_Fixed):
         return F.smooth_l1_loss(own.maximum(goals), goals)
 
 
-def _at_its_rank(values: Tensor, reference: Tensor) -> Tensor:
-    """For each value the quantile of ``reference``, ascending, at its rank: the optimal coupling of the two distributions."""
-    ranks = values.argsort().argsort()
-    position = ((ranks + 0.5) / len(ranks) * len(reference) - 0.5).clamp(0, len(reference) - 1)
-    below = position.floor().long()
-    above = (below + 1).clamp(max=len(reference) - 1)
-    return torch.lerp(reference[below], reference[above], position - below)
+def _at_its_rank(values: Tensor, reference: Tensor, stands: Tensor | None = None) -> Tensor:
+    """For each value the quantile of ``reference``, ascending, at its rank: the optimal coupling of the two distributions.
+
+    ``stands`` says where each of the reference stands in its distribution; None: evenly.
+    """
+    share = (values.argsort().argsort() + 0.5) / len(values)
+    if stands is None:
+        stands = places(torch.empty(0), len(reference), 0.0)
+    above = torch.searchsorted(stands, share).clamp(max=len(reference) - 1)
+    below = (above - 1).clamp(min=0)
+    width = (stands[above] - stands[below]).clamp(min=torch.finfo(stands.dtype).tiny)
+    return torch.lerp(reference[below], reference[above], ((share - stands[below]) / width).clamp(0, 1))
 
 
 def _of(samples: Tensor, goals: Tensor, margins: Tensor) -> Tensor:

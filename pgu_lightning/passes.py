@@ -6,7 +6,7 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MethodType
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ from pgu_lightning.statistics import (
 from pgu_lightning.views import View
 
 _LOGGER = logging.getLogger(__name__)
+_QUANTILES = 200
+"""Of the training samples' margins."""
 
 
 class _Repeatable(Dataset[Any]):
@@ -226,8 +228,8 @@ def collect(
     away, share = _on_cpu(model, found, place), samples or 1.0
     mask = question(model, "row_mask")  # type: ignore[arg-type]
 
-    def taken_down(shared: bool) -> tuple[Collector, int]:
-        collector, seen = Collector(model, found, away, shared), 0
+    def taken_down(shared: bool) -> tuple[Collector, int, list[Tensor]]:
+        collector, seen, margins = Collector(model, found, away, shared), 0, [torch.empty(0)]
 
         def before(batch: Any, counts: bool) -> None:
             collector.mask, collector.counts = mask(batch), counts
@@ -235,20 +237,24 @@ def collect(
         def count(logits: Tensor, target: Tensor) -> None:
             nonlocal seen
             seen += len(target)
+            with suppress(ValueError):  # statistics need no labels: where there are none, a forget set is not compared
+                margins.append(Scores.of(logits, target).margin)
 
         with collector:
             forward_pass(model, loader, count, description, before, trainer, share)
-        return collector, seen
+        return collector, seen, margins
 
-    collector, number = taken_down(shared=True)
+    collector, number, margins = taken_down(shared=True)
     if not collector.agrees():  # the model does not do the same in every call
-        collector, number = taken_down(shared=False)
+        collector, number, margins = taken_down(shared=False)
     if not isinstance(loader.dataset, IterableDataset):
         number = len(loader.dataset)  # type: ignore[arg-type]
     if not number:
         raise ValueError("The loader has no samples: there is nothing to collect.")
     grams, infos = collector.result()
-    return RetainSpace(grams, infos, Provenance(fingerprint(model), number, _transforms(loader.dataset), share=share))
+    every = torch.cat(distributed.gather(torch.cat(margins)))
+    quantiles = tuple(np.quantile(every.numpy(), (np.arange(_QUANTILES) + 0.5) / _QUANTILES).tolist()) if len(every) else ()
+    return RetainSpace(grams, infos, Provenance(fingerprint(model), number, _transforms(loader.dataset), share=share, margins=quantiles))
 
 
 def _on_cpu(model: nn.Module, layers: Sequence[LayerInfo], place: Literal["device", "cpu"] | None) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from pgu_lightning import distributed
 from pgu_lightning.evaluation.scores import Scores
-from pgu_lightning.objectives import anchor
+from pgu_lightning.objectives import Known, anchor
 from pgu_lightning.projection import UpdateGuard
 from pgu_lightning.projection.guard import Update
 from pgu_lightning.records import CurvePoint, Outcome
@@ -109,6 +109,7 @@ class Unlearner:
         earlier: Scores | None = None,
         corrected_accuracy: float | None = None,
         probabilities: Tensor | None = None,
+        training: Sequence[float] = (),
     ) -> None:
         """Take down where the original model stands.
 
@@ -119,6 +120,7 @@ class Unlearner:
             earlier: Scores on what earlier requests took, or None.
             corrected_accuracy: Share of the forget set that gets its corrected label, or None.
             probabilities: Answers to validation data, (samples, classes), or None.
+            training: Quantiles of the margins on training data, where they are known.
 
         Raises:
             ValueError: If objective or stop rule need validation data and there is none, or a corrected label is no class of the model.
@@ -128,7 +130,7 @@ class Unlearner:
             raise ValueError(
                 f"corrected= has the labels {wrong[:10]}, and the model has {num_classes} classes, from 0 on. Correct the list."
             )
-        self._objective.prepare(validation, probabilities)
+        self._objective.prepare(Known(validation, probabilities, training))
         self._objective.look(forget)
         self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone, earlier=earlier, corrected_accuracy=corrected_accuracy)]
         self._stop(self.history)  # raises now if it lacks what it needs

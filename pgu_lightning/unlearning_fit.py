@@ -213,7 +213,9 @@ class UnlearningFit:
         scores, probabilities = score(module, self._forget, trainer=trainer)
         corrected = split.corrected_accuracy(probabilities)
         validation, answers = self._score_validation()
-        self._unlearner.start(scores, validation, probabilities.shape[1], self._score_earlier(), corrected, answers)
+        self._unlearner.start(
+            scores, validation, probabilities.shape[1], self._score_earlier(), corrected, answers, space.provenance.margins
+        )
         if self._resumed is None:
             sizes = {f"{what}/{name}": float(getattr(p, what)) for name, p in projectors.items() for what in ("rank", "free")}
             self._log({**_live(self._unlearner.history[0]), **sizes})

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from pgu_lightning.evaluation.scores import Scores
-from pgu_lightning.objectives import Calibrated, Depoison, GoneClasses, Margin, Published, WrongLabels, anchor
+from pgu_lightning.objectives import Calibrated, Depoison, GoneClasses, Known, Margin, Published, WrongLabels, anchor, places
 from tests import oracles
 
 
@@ -22,7 +23,7 @@ def of_margins(margins, label=0):
 
 def calibrated(validation):
     objective = Calibrated()
-    objective.prepare(of_margins(validation), None)
+    objective.prepare(Known(of_margins(validation)))
     return objective
 
 
@@ -100,7 +101,7 @@ def test_only_the_published_gradient_vanishes_where_the_model_is_certain(margin)
 
 @pytest.mark.parametrize("objective", [Published(), Depoison(), Margin()])
 def test_needs_no_validation_and_has_no_further_goal(objective):
-    objective.prepare(None, None)
+    objective.prepare(Known(None))
     objective.look(of_margins([1.0]))
     assert objective.refine(of_margins([1.0]), None) is False
 
@@ -160,17 +161,52 @@ def test_samples_of_several_labels_cannot_be_ranked():
 @pytest.mark.parametrize("validation", [None, of_margins([])])
 def test_calibrated_needs_validation(validation):
     with pytest.raises(ValueError, match=r"it needs validation data .* Give the trainer a validation loader, or choose another objective"):
-        Calibrated().prepare(validation, None)
+        Calibrated().prepare(Known(validation))
 
 
 def test_the_goal_is_the_original_models():
     """The validation margins of the beginning, whatever they become."""
     scores = of_margins(VALIDATION)
     objective = Calibrated()
-    objective.prepare(scores, None)
+    objective.prepare(Known(scores))
     before = float(loss_of(objective, *logits_of([1.0, 2.0])))
     scores.margin.add_(5)
     assert float(loss_of(objective, *logits_of([1.0, 2.0]))) == before
+
+
+def test_the_places_are_those_of_a_gaussian_copula():
+    """Against draws: of unseen samples coupled with trained ones of a given hardness, so many lie below each validation quantile."""
+    hardness, coupling, rows = np.array([0.3, 0.55, 0.9]), 0.6, 400
+    found = places(torch.tensor(hardness), rows, coupling).numpy()
+    rng = np.random.default_rng(0)
+    trained = norm.ppf(rng.choice(hardness, 400_000))
+    unseen = norm.cdf(coupling * trained + np.sqrt(1 - coupling**2) * rng.normal(size=len(trained)))
+    for row in (20, 100, 200, 300, 380):
+        assert found[row] == pytest.approx((unseen < (row + 0.5) / rows).mean(), abs=4e-3)
+
+
+def test_a_forget_set_like_the_training_data_is_held_against_validation_data_as_it_is():
+    found = places((torch.arange(2000) + 0.5) / 2000, 500, 0.85)
+    torch.testing.assert_close(found, (torch.arange(500) + 0.5) / 500, atol=4e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("training", "easier"), [((), False), (np.linspace(-9, 1, 200), True)], ids=["nothing known", "higher than most"])
+def test_the_goals_of_an_easy_forget_set_are_higher(training, easier):
+    validation, forget = of_margins(np.linspace(-3, 3, 300)), of_margins(np.linspace(0, 1, 40))
+    plain, objective = Calibrated(coupling=0.0), Calibrated()
+    for one in (plain, objective):
+        one.prepare(Known(validation, training=tuple(training)))
+        one.look(forget)
+    assert bool((objective._goals > plain._goals).all()) is easier
+    again = objective._goals.clone()
+    objective.look(of_margins(np.linspace(0, 1, 40) - 5))  # how hard they are was seen under the original
+    torch.testing.assert_close(objective._goals, again)
+
+
+@pytest.mark.parametrize("coupling", [-0.1, 1.0])
+def test_a_coupling_is_a_correlation(coupling):
+    with pytest.raises(ValueError, match=r"a correlation in \[0, 1\)"):
+        Calibrated(coupling)
 
 
 # Wrong labels
@@ -201,7 +237,7 @@ def test_wrong_labels_are_held_against_other_samples_of_the_same_label(seed, row
     z, y, others, truth = rng.normal(0, 3, (rows, 4)), rng.integers(0, 4, rows), rng.normal(0, 3, (seen, 4)), rng.integers(0, 4, seen)
     objective = WrongLabels(lowest)
     validation = torch.tensor(others)
-    objective.prepare(Scores.of(validation, torch.tensor(truth)), validation.softmax(1))
+    objective.prepare(Known(Scores.of(validation, torch.tensor(truth)), validation.softmax(1)))
     objective.look(Scores.of(torch.tensor(z), torch.tensor(y)))
     order = torch.tensor(rng.permutation(rows))
     found = objective(torch.tensor(z)[order], torch.tensor(y)[order], order)
@@ -210,14 +246,14 @@ def test_wrong_labels_are_held_against_other_samples_of_the_same_label(seed, row
 
 def test_without_validation_data_a_wrong_label_shall_be_unlikely():
     objective = WrongLabels(lowest=-2.0)
-    objective.prepare(None, None)
+    objective.prepare(Known(None))
     objective.look(of_margins([1.0, -3.0]))
     assert float(objective(*logits_of([1.0, -3.0]), torch.arange(2))) == pytest.approx(2.5 / 2)
 
 
 def test_what_is_unlikely_already_is_not_pulled_up():
     objective = WrongLabels()
-    objective.prepare(None, None)
+    objective.prepare(Known(None))
     objective.look(of_margins([-9.0]))
     logits, target = logits_of([-9.0])
     logits.requires_grad_()

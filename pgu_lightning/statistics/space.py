@@ -57,6 +57,7 @@ class Provenance:
         successors: Fingerprints of the models that came of these weights by unlearning.
         fulfilled: The requests that were subtracted.
         share: Of the samples, those that were looked at: chosen by their position in the dataset.
+        margins: Quantiles of the model's margins on the samples, evenly spaced, ascending: with which a forget set's are compared.
     """
 
     weights: str
@@ -65,6 +66,7 @@ class Provenance:
     successors: tuple[str, ...] = ()
     fulfilled: tuple[Fulfilled, ...] = ()
     share: float = 1.0
+    margins: tuple[float, ...] = ()
 
 
 def fingerprint(state: nn.Module | Mapping[str, Tensor]) -> str:

@@ -13,6 +13,7 @@ import struct
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
@@ -384,3 +385,21 @@ def test_drift_adds_up_over_requests(model):
         assert space.drift == pytest.approx([0.0, 0.2, 0.2][place])
         space = space.fulfil(Fulfilled("samples", str(place), (), interference=cost), str(place))
     assert space.drift == pytest.approx(0.5)
+
+
+def test_collecting_takes_down_the_quantiles_of_the_margins(tmp_path):
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(3, 4)), torch.randn(57, 3), torch.arange(57) % 4
+    space = collect(model, DataLoader(TensorDataset(x, y), batch_size=10))
+    logits = model[0].weight.detach().double() @ x.double().T + model[0].bias.detach().double()[:, None]
+    p = np.exp(logits.numpy().T)
+    p /= p.sum(1, keepdims=True)
+    own = p[np.arange(57), y.numpy()]
+    wanted = np.quantile(np.log(own / (1 - own)), (np.arange(200) + 0.5) / 200)
+    np.testing.assert_allclose(space.provenance.margins, wanted, atol=1e-5)
+    assert RetainSpace.load(space.save(tmp_path / "space")).provenance.margins == space.provenance.margins
+
+
+def test_without_labels_there_are_no_margins():
+    data = TensorDataset(torch.randn(5, 3), torch.randn(5))
+    assert collect(nn.Sequential(nn.Linear(3, 4)), DataLoader(data)).provenance.margins == ()
