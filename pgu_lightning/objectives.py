@@ -35,7 +35,12 @@ class Known:
 
 
 class Objective(Protocol):
-    """A forget loss. ``_target_`` in a config may name any class with these four methods."""
+    """A forget loss. ``_target_`` in a config may name any class with these four methods and the attribute."""
+
+    @property
+    def aim(self) -> float | None:
+        """The forget accuracy that it leads to, as far as it knows; None: it does not say."""
+        return None
 
     def prepare(self, known: Known) -> None:
         """Look at what is known of the original model, once, before the first step.
@@ -66,6 +71,11 @@ class Objective(Protocol):
 
 
 class _Fixed:
+    @property
+    def aim(self) -> float | None:
+        """It does not say."""
+        return None
+
     def prepare(self, known: Known) -> None:
         """Nothing to look at."""
 
@@ -220,6 +230,11 @@ class Calibrated(_Fixed):
             hardness = torch.searchsorted(self._training, forget.margin.double()) / max(len(self._training), 1)
             self._places = places(hardness if len(self._training) else torch.empty(0), len(self._validation), self.coupling)
         self._goals = _at_its_rank(forget.margin, self._validation, self._places)
+
+    @property
+    def aim(self) -> float | None:
+        """The share of goals above even odds."""
+        return float((self._goals > 0).double().mean()) if len(self._goals) else None
 
     def __call__(self, logits: Tensor, target: Tensor, samples: Tensor) -> Tensor:
         """The mean loss over a batch."""

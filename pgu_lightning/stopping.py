@@ -26,6 +26,7 @@ class Epoch:
         gone: The labels that a class request takes away.
         earlier: Scores on what earlier requests took; None where there is nothing of it at hand.
         corrected_accuracy: Share of the forget set that gets its corrected label; None where the request gives none.
+        aim: The forget accuracy that the objective leads to; None where it does not say.
     """
 
     step: int
@@ -37,6 +38,7 @@ class Epoch:
     gone: tuple[int, ...] = ()
     earlier: Scores | None = None
     corrected_accuracy: float | None = None
+    aim: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """As tensors and plain values."""
@@ -104,7 +106,7 @@ class StopRule(Protocol):
 
 @dataclass(frozen=True)
 class AccuracyGap:
-    """Samples: the forget set does no better than validation data.
+    """Samples: the forget set does no better than data that was never seen, by validation accuracy or as the objective aims.
 
     Attributes:
         slack: How much better it may do.
@@ -122,16 +124,17 @@ class AccuracyGap:
         now = history[-1]
         if now.validation is None:
             raise ValueError("AccuracyGap compares the forget set with validation data: give the trainer a validation loader.")
-        forget = now.requested if self.all_requests else now.forget
-        if forget.accuracy > now.validation.accuracy + self.slack or (self.loss is not None and not _below(now, self.loss)):
+        forget, unseen = now.requested if self.all_requests else now.forget, _unseen(now)
+        if forget.accuracy > unseen + self.slack or (self.loss is not None and not _below(now, self.loss)):
             return None
-        reason = f"forget accuracy {forget.accuracy:.3f} is down to validation accuracy {now.validation.accuracy:.3f}"
+        aim = f"validation accuracy {unseen:.3f}" if now.aim is None else f"the {unseen:.3f} that data as hard would have, never seen"
+        reason = f"forget accuracy {forget.accuracy:.3f} is down to {aim}"
         return Decision(reason, fulfilled=True, best=self.loss is None)
 
     def distance(self, epoch: Epoch) -> float:
         """The gap between the two accuracies."""
         forget = (epoch.requested if self.all_requests else epoch.forget).accuracy
-        return abs(forget - epoch.validation.accuracy) if epoch.validation else forget
+        return abs(forget - _unseen(epoch)) if epoch.validation else forget
 
 
 @dataclass(frozen=True)
@@ -294,6 +297,13 @@ class AnyOf:
     def distance(self, epoch: Epoch) -> float:
         """By the first rule."""
         return self.rules[0].distance(epoch)
+
+
+def _unseen(epoch: Epoch) -> float:
+    """The accuracy to be expected on samples like the forget set's that were never trained on."""
+    if epoch.aim is not None:
+        return epoch.aim
+    return epoch.validation.accuracy if epoch.validation else 0.0
 
 
 def _below(epoch: Epoch, loss: float) -> bool:

@@ -132,7 +132,8 @@ class Unlearner:
             )
         self._objective.prepare(Known(validation, probabilities, training))
         self._objective.look(forget)
-        self.history = [Epoch(0, forget, validation, num_classes, gone=self._gone, earlier=earlier, corrected_accuracy=corrected_accuracy)]
+        aim = self._objective.aim
+        self.history = [Epoch(0, forget, validation, num_classes, None, 0.0, self._gone, earlier, corrected_accuracy, aim)]
         self._stop(self.history)  # raises now if it lacks what it needs
         self._remember()
 
@@ -252,6 +253,7 @@ class Unlearner:
                 gone=self._gone,
                 earlier=earlier,
                 corrected_accuracy=corrected_accuracy,
+                aim=self._objective.aim,
             )
         )
 

@@ -198,9 +198,16 @@ def test_the_goals_of_an_easy_forget_set_are_higher(training, easier):
         one.prepare(Known(validation, training=tuple(training)))
         one.look(forget)
     assert bool((objective._goals > plain._goals).all()) is easier
+    assert (objective.aim > plain.aim) is easier
+    assert plain.aim == 0.5
     again = objective._goals.clone()
     objective.look(of_margins(np.linspace(0, 1, 40) - 5))  # how hard they are was seen under the original
     torch.testing.assert_close(objective._goals, again)
+
+
+@pytest.mark.parametrize("objective", [Margin(), Published(), GoneClasses(), WrongLabels(), Calibrated()])
+def test_an_objective_that_knows_no_aim_has_none(objective):
+    assert objective.aim is None
 
 
 @pytest.mark.parametrize("coupling", [-0.1, 1.0])

@@ -94,6 +94,8 @@ CASES = {
     "gap: the loss is high": (AccuracyGap(loss=0.02), [epoch(2, 8, objective=0.02)], GO_ON, ""),
     "gap: the loss is not a number": (AccuracyGap(loss=0.02), [epoch(2, 8, objective=float("nan"))], GO_ON, ""),
     "gap: the loss is low": (AccuracyGap(loss=0.02), [epoch(2, 8, objective=0.019)], (True, False, False), ""),
+    "gap: the objective aims higher": (AccuracyGap(), [epoch(9, 8, aim=0.9)], (True, True, False), "the 0.900 that data as hard"),
+    "gap: the objective aims lower": (AccuracyGap(), [epoch(8, 8, aim=0.7)], GO_ON, ""),
     "gap: the loss is low, too early": (AccuracyGap(loss=0.02), [epoch(10, 8, objective=0.001)], GO_ON, ""),
     "class: gone": (Forgotten(), [epoch(0, KEPT, objective=0.01, gone=(1,))], (True, False, True), "0.000 is at most 0.000"),
     "class: not all": (Forgotten(), [epoch(1, KEPT, objective=0.01, gone=(1,))], GO_ON, ""),
