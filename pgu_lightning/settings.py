@@ -22,7 +22,7 @@ def _default_objectives() -> dict[Kind, Objective]:
 
 
 def _default_stops() -> dict[Kind, StopRule]:
-    return {"class": Forgotten(loss=0.1), "samples": AccuracyGap(slack=0.005, loss=0.05), "poison": Forgotten(slack=0.005)}
+    return {"class": Forgotten(loss=0.1), "samples": AccuracyGap(slack=0.02, loss=0.03), "poison": Forgotten(slack=0.005)}
 
 
 def _unit_step(parameters: Iterable[Parameter]) -> Optimizer:
