@@ -15,7 +15,7 @@ from pgu_lightning.mixin import question
 from pgu_lightning.passes import forward_pass
 from pgu_lightning.records import MeasuredLayer
 from pgu_lightning.statistics import named_layers, weight_of
-from pgu_lightning.statistics.attention import side_by_side, source
+from pgu_lightning.statistics.attention import projected, side_by_side, source
 from pgu_lightning.statistics.layers import as_matrix, bias_of, rows
 
 _SAMPLES = 32  # whose rows are formed at once: a convolution's patches are many times its input
@@ -86,7 +86,7 @@ def _watched(model: nn.Module, layers: Collection[str], see: Callable[[str, Tens
     def hook(name: str, received: Callable[..., Any]) -> Any:
         def seen(called: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             parts = received((called, inputs, named))
-            see(name, parts[0] if len(parts) == 1 else side_by_side(parts))
+            see(name, side_by_side(parts) if received is projected else parts[0])
 
         return seen
 
