@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from pgu_lightning import ForgetRequest, PGUCallback, PGUMixin, RetainSpace, collect
+from pgu_lightning.objectives import Margin
 from pgu_lightning.projection import Hard
 from pgu_lightning.settings import Settings
 from pgu_lightning.statistics import fingerprint
@@ -279,7 +280,15 @@ def test_a_request_that_is_not_fulfilled_leaves_the_file_and_says_so(module, spa
 def test_nothing_leaks_into_protected_directions(module, space_file, optimizer, options):
     """Invariant 1 through the callback, for a hard rule."""
     original = {name: value.clone() for name, value in module.state_dict().items()}
-    settings = Settings(rule=Hard(0.9, "energy"), optimizer=optimizer, trust_radius=None, anchor=0.0, stop=Epochs(8), batch_size=16)
+    settings = Settings(
+        rule=Hard(0.9, "energy"),
+        objective=Margin(),
+        optimizer=optimizer,
+        trust_radius=None,
+        anchor=0.0,
+        stop=Epochs(8),
+        batch_size=16,
+    )
     trainer(8, [PGUCallback(CLASS, retain_space=space_file, settings=settings)], **options).fit(module, datamodule=Data())
     retained = collect(module_with(original), DataLoader(Subset(TRAIN, torch.arange(160)[~IS_FORGET].tolist()), 64))
     for name, gram in retained.grams.items():

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from pgu_lightning import ForgetRequest, PGUCallback
+from pgu_lightning.objectives import Margin
 from pgu_lightning.settings import Settings
 from pgu_lightning.stopping import Epochs
 from tests.helpers.toys import trainer
@@ -145,7 +146,9 @@ def test_the_tied_weights_of_a_language_model_stand_still(tmp_path):
     fit.save_checkpoint(tmp_path / "model.ckpt")
     original = copy.deepcopy(model.state_dict())
     callback = PGUCallback(
-        ForgetRequest(classes=[3]), retain_space=tmp_path / "model.retain.safetensors", settings=Settings(stop=Epochs(2))
+        ForgetRequest(classes=[3]),
+        retain_space=tmp_path / "model.retain.safetensors",
+        settings=Settings(objective=Margin(), stop=Epochs(2)),
     )
     trainer(2, [callback]).fit(model, DataLoader(data, 16))
     frozen = callback.report.frozen
