@@ -31,7 +31,7 @@ def _unit_step(parameters: Iterable[Parameter]) -> Optimizer:
 
 def _default_anchors() -> dict[Kind, float]:
     # The answers of a poisoned model are partly what has to go: holding on to them is held back.
-    return {"class": 20.0, "samples": 20.0, "poison": 1.0}
+    return {"class": 20.0, "samples": 20.0, "poison": 5.0}
 
 
 def _default_balance() -> dict[Kind, bool]:
